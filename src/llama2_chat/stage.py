@@ -1,0 +1,158 @@
+"""What a stage is: a kind with a configuration, a function that runs it, and a folder that it writes.
+
+A recipe's run and a single-stage command use this one mechanism. Kinds are named by strings and imported
+when needed, so that reading a recipe imports no training code.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llama2_chat.errors import UserInputError, did_you_mean
+from llama2_chat.settings import RunSettings, StrictModel
+
+Metrics = dict[str, Any]
+"""JSON values by name; a function of configuration, data and seed only (no times)."""
+
+StageFunction = Callable[[Any, RunSettings, "StageDirectory"], Metrics]
+"""`run_stage(config, settings, directory) -> metrics`. References in `config` and the path of
+`settings.base_model` are absolute paths (or the base model's hub id)."""
+
+
+class EventLog:
+    """Appends what happens, with the time, to `events.jsonl`.
+
+    Times, memory and rates belong here; `metrics.jsonl` holds only what is the same in every run.
+    """
+
+    def __init__(self, path: Path, **context: Any) -> None:
+        """Append to `path`; `context` (for example the stage's name) is added to every line."""
+        self.path = path
+        self._context = context
+
+    def within(self, **context: Any) -> EventLog:
+        """The same log with more context on every line."""
+        return EventLog(self.path, **{**self._context, **context})
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one line: the time (UTC), the event's name, the context and `fields` (JSON values)."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "event": event, **self._context, **fields}, ensure_ascii=False)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # A killed run may have left half a line; a newline first keeps this one whole.
+        start = "" if self._ends_in_whole_line() else "\n"
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{start}{line}\n")
+
+    def _ends_in_whole_line(self) -> bool:
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return True
+        with self.path.open("rb") as stream:
+            stream.seek(-1, 2)
+            return stream.read(1) == b"\n"
+
+
+@dataclass(frozen=True)
+class StageDirectory:
+    """Where one stage writes; the names are the same for every kind."""
+
+    path: Path
+    events: EventLog
+
+    @property
+    def config_file(self) -> Path:
+        """The stage's own configuration, written by the pipeline before the stage starts."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One line per logged step; only what is a function of configuration, data and seed."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """The resulting model, a Hugging Face folder."""
+        return self.path / "model"
+
+    @property
+    def dataset(self) -> Path:
+        """The dialogues that a data maker selected."""
+        return self.path / "dataset.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Everything that a data maker sampled, with scores."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """What an interrupted stage continues from; removed when the stage is done."""
+        return self.path / "checkpoints"
+
+    @property
+    def done_file(self) -> Path:
+        """Written by the pipeline last: fingerprint, metrics, time taken."""
+        return self.path / "done.json"
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """One kind of stage: where its configuration class and its function are, and what it leaves."""
+
+    name: str
+    config_class: str
+    run_function: str
+    produces: Literal["policy", "reward_model"] = "policy"
+    makes_dataset: bool = False
+
+    def load_config_class(self) -> type[StrictModel]:
+        """The pydantic class of the stage's mapping (imports no training code)."""
+        return _load(self.config_class)  # type: ignore[no-any-return]
+
+    def load_run_function(self) -> StageFunction:
+        """The function that runs the stage; this is where torch gets imported."""
+        return _load(self.run_function)  # type: ignore[no-any-return]
+
+
+STAGE_KINDS: dict[str, StageKind] = {
+    kind.name: kind
+    for kind in (
+        StageKind(
+            "pretrain", "llama2_chat.pretrain.config:PretrainConfig", "llama2_chat.pretrain.train:run_stage"
+        ),
+        StageKind("sft", "llama2_chat.sft.config:SftConfig", "llama2_chat.sft.train:run_stage"),
+        StageKind(
+            "reward",
+            "llama2_chat.reward.config:RewardConfig",
+            "llama2_chat.reward.train:run_stage",
+            produces="reward_model",
+        ),
+        StageKind(
+            "rejection_sampling",
+            "llama2_chat.rejection_sampling.config:RejectionSamplingConfig",
+            "llama2_chat.rejection_sampling.build:run_stage",
+            makes_dataset=True,
+        ),
+    )
+}
+"""Every kind of stage by the name that recipes give it."""
+
+
+def stage_kind(name: str) -> StageKind:
+    """The kind of that name; `UserInputError` with the known ones otherwise."""
+    if name not in STAGE_KINDS:
+        raise UserInputError(
+            f'kind "{name}" unknown{did_you_mean(name, STAGE_KINDS)}; one of {", ".join(STAGE_KINDS)}'
+        )
+    return STAGE_KINDS[name]
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
