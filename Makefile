@@ -1,0 +1,46 @@
+# The targets need Python 3.11 or later, nothing else that is installed by hand.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_OUTPUT ?= runs/tiny
+
+.PHONY: demo test test-long lint gpu-check pretrain-tiny clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed ## base -> SFT -> reward models -> rejection sampling, on the embedded test world
+	$(BIN)/llama2-chat run tiny --output-dir $(DEMO_OUTPUT)
+	@echo
+	@echo "Results: $(DEMO_OUTPUT)/summary.json; models: $(DEMO_OUTPUT)/stages/*/model"
+
+test: $(VENV)/.installed-test lint ## what must be green before every commit
+	$(BIN)/pytest -m "not long"
+
+test-long: $(VENV)/.installed-test ## what takes minutes: three seeds, kills, real data
+	$(BIN)/pytest -m long
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict -p llama2_chat
+
+gpu-check: $(VENV)/.installed ## every stage for a few steps on CUDA in bfloat16; exits 0 where there is no GPU
+	$(BIN)/python benchmarks/gpu_check.py
+
+pretrain-tiny: $(VENV)/.installed ## rebuild the embedded base model from nothing
+	$(BIN)/python recipes/tiny/rebuild_base.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade -c constraints.txt pip setuptools
+
+$(VENV)/.installed: pyproject.toml setup.cfg constraints.txt $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,23 @@
+"""Configuration of the evaluation that follows a run's stages."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from llama2_chat.settings import DataReference, ModelReference, SamplingConfig, StrictModel
+
+
+class EvaluationConfig(StrictModel):
+    """Every policy of the run, and the base, on the same held-out prompts with the same seed."""
+
+    helpfulness: ModelReference = Field(description="Helpfulness reward model")
+    safety: ModelReference | None = Field(None, description="Safety reward model")
+    prompts: list[DataReference] = Field(min_length=1, description="Held-out harmless prompts")
+    safety_prompts: list[DataReference] = Field(default_factory=list, description="Held-out unsafe prompts")
+    borderline_prompts: list[DataReference] = Field(
+        default_factory=list, description="Harmless prompts that look unsafe, for false refusals"
+    )
+    samples_per_prompt: int = Field(8, ge=1, description="K of best-of-K on the harmless prompts")
+    safety_samples_per_prompt: int = Field(1, ge=1)
+    sampling: SamplingConfig = SamplingConfig(temperature=1.0)
+    safety_threshold: float = Field(0.15, gt=0.0, lt=1.0)

@@ -1,0 +1,190 @@
+"""Evaluating all policies of a run on the same held-out prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from llama2_chat import interruption
+from llama2_chat.chat_format import build_chat_format
+from llama2_chat.dialogue import Prompt
+from llama2_chat.evaluation.config import EvaluationConfig
+from llama2_chat.evaluation.policy import (
+    Judge,
+    Judged,
+    PolicyAnswers,
+    policy_metrics,
+    win_rate,
+)
+from llama2_chat.evaluation.statistics import mean_interval
+from llama2_chat.files import read_json, write_json
+from llama2_chat.generation.transformers_engine import TransformersEngine
+from llama2_chat.jsonl import read_prompts, write_rows
+from llama2_chat.logprobs import response_logprobs
+from llama2_chat.models import load_policy, sampling_dtype
+from llama2_chat.progress import track
+from llama2_chat.reward.scoring import RewardScorer
+from llama2_chat.settings import RunSettings
+from llama2_chat.stage import EventLog
+from llama2_chat.tokenizers import load_tokenizer
+
+
+def run_evaluation(
+    config: EvaluationConfig,
+    settings: RunSettings,
+    *,
+    policies: Mapping[str, Path | str],
+    fingerprints: Mapping[str, str],
+    sft: str | None,
+    directory: Path,
+    events: EventLog,
+) -> dict[str, dict[str, Any]]:
+    """Metrics of every policy, in the form of `summary.json`'s `evaluation`.
+
+    Args:
+        config: With model and data references resolved to paths.
+        policies: Folder (or hub id) of each policy by name, `base` included.
+        fingerprints: What each policy's result depends on; a stored result with the same is not made again.
+        sft: Name of the policy that win rate and KL are measured against; evaluated before the others.
+        directory: Gets `NAME.json` (metrics) and `NAME.samples.jsonl` (judged answers) for each policy.
+    """
+    names = sorted(policies, key=lambda name: (name != sft, list(policies).index(name)))
+    results: dict[str, dict[str, Any]] = {}
+    evaluator: _Evaluator | None = None
+    with track("evaluation", total=len(names), unit="policies") as progress:
+        for name in names:
+            interruption.raise_if_requested()
+            file = directory / f"{name}.json"
+            stored = read_json(file) if file.exists() else None
+            if stored is None or stored["fingerprint"] != fingerprints[name]:
+                evaluator = evaluator or _Evaluator(config, settings, policies.get(sft or ""))
+                started = time.perf_counter()
+                metrics, rows = evaluator.evaluate(policies[name])
+                write_rows(directory / f"{name}.samples.jsonl", rows)
+                stored = {"fingerprint": fingerprints[name], "metrics": metrics}
+                write_json(file, stored)
+                events.write("policy_evaluated", policy=name, seconds=time.perf_counter() - started)
+            results[name] = stored["metrics"]
+            progress.advance(1)
+    return {name: results[name] for name in policies}
+
+
+class _Evaluator:
+    """The prompts, the reward models and the SFT policy's answers, loaded once for all policies."""
+
+    def __init__(self, config: EvaluationConfig, settings: RunSettings, sft: Path | str | None) -> None:
+        self.config, self.settings, self.sft = config, settings, sft
+        self.prompts = _read(config.prompts)
+        self.safety_prompts = _read(config.safety_prompts)
+        self.borderline_prompts = _read(config.borderline_prompts)
+        self.scorer = RewardScorer.from_pretrained(
+            config.helpfulness,
+            config.safety,
+            safety_threshold=config.safety_threshold,
+            device=settings.device,
+        )
+        self._sft_helpful: list[list[Judged]] | None = None
+
+    def evaluate(self, policy: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Metrics of one policy, and its judged answers as rows."""
+        answers = self._answers(policy)
+        metrics = policy_metrics(answers)
+        if self.sft is not None:
+            if self._sft_helpful is None:
+                same = str(policy) == str(self.sft)
+                self._sft_helpful = (
+                    answers.helpful
+                    if same
+                    else self._judge(self.sft).answers(self.prompts, self.config.samples_per_prompt)
+                )
+            wins = win_rate(answers.helpful, self._sft_helpful)
+            kl = mean_interval(self._kl_to_sft(policy, answers.helpful))
+            metrics |= {"win_rate_vs_sft": wins["mean"], "kl_to_sft_nats": kl["mean"]}
+            metrics["intervals"] |= {"win_rate_vs_sft": wins, "kl_to_sft_nats": kl}
+        return metrics, _rows(answers)
+
+    def _judge(self, policy: Path | str) -> Judge:
+        gguf_file = self._gguf_file(policy)
+        tokenizer = load_tokenizer(policy, gguf_file)
+        chat_format = build_chat_format(self.settings.chat_format, tokenizer)
+        engine = TransformersEngine(
+            load_policy(policy, self.settings, gguf_file=gguf_file),
+            stop_id=chat_format.stop_id,
+            padding_id=tokenizer.padding_id,
+            autocast=sampling_dtype(self.settings),
+        )
+        return Judge(engine, chat_format, self.scorer, self.config.sampling, self.settings.seed)
+
+    def _answers(self, policy: Path | str) -> PolicyAnswers:
+        judge = self._judge(policy)
+        return PolicyAnswers(
+            helpful=judge.answers(self.prompts, self.config.samples_per_prompt),
+            greedy=[row[0] for row in judge.answers(self.prompts, 1, greedy=True)],
+            safety=judge.answers(self.safety_prompts, self.config.safety_samples_per_prompt),
+            borderline=judge.answers(self.borderline_prompts, 1),
+        )
+
+    def _kl_to_sft(self, policy: Path | str, helpful: list[list[Judged]]) -> list[float]:
+        """For each prompt, log policy/SFT of a response's tokens, summed; mean over the prompt's samples.
+
+        Responses were drawn from the policy at temperature 1, so the mean estimates KL(policy ‖ SFT).
+        """
+        assert self.sft is not None
+        if str(policy) == str(self.sft):
+            return [0.0] * len(helpful)
+        gguf_file = self._gguf_file(self.sft)
+        tokenizer = load_tokenizer(self.sft, gguf_file)
+        chat_format = build_chat_format(self.settings.chat_format, tokenizer)
+        prompts = [chat_format.prompt_ids(row[0].prompt.messages) for row in helpful for _ in row]
+        responses = [j.answer.response for row in helpful for j in row]
+        reference = response_logprobs(
+            load_policy(self.sft, self.settings, gguf_file=gguf_file),
+            prompts,
+            [response.token_ids for response in responses],
+            padding_id=tokenizer.padding_id,
+        )
+        ratios = [sum(r.logprobs) - sum(ref) for r, ref in zip(responses, reference, strict=True)]
+        samples = self.config.samples_per_prompt
+        return [sum(ratios[i : i + samples]) / samples for i in range(0, len(ratios), samples)]
+
+    def _gguf_file(self, policy: Path | str) -> str | None:
+        base = self.settings.base_model
+        return base.gguf_file if str(policy) == base.path else None
+
+
+def _read(files: list[str]) -> list[Prompt]:
+    return list(chain.from_iterable(read_prompts(Path(file)) for file in files))
+
+
+def _rows(answers: PolicyAnswers) -> list[dict[str, Any]]:
+    """Judged answers as JSON rows, for reading and for the report."""
+    sets = {
+        "helpful": [j for row in answers.helpful for j in row],
+        "greedy": answers.greedy,
+        "safety": [j for row in answers.safety for j in row],
+        "borderline": [j for row in answers.borderline for j in row],
+    }
+    return [
+        {
+            "set": name,
+            **j.prompt.to_row(),
+            "response": j.answer.text,
+            "status": j.answer.status,
+            "scores": {
+                "helpfulness": j.score.helpfulness,
+                "safety": j.score.safety,
+                "combined": j.score.combined,
+            },
+            "refused": j.refused,
+        }
+        | (
+            {}
+            if j.grade is None
+            else {"oracle_helpfulness": j.grade.helpfulness, "oracle_safe": j.grade.safe}
+        )
+        for name, judged in sets.items()
+        for j in judged
+    ]

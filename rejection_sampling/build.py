@@ -1,0 +1,155 @@
+"""The `rejection_sampling` stage: sample K answers a prompt, keep the best, fine-tune on them."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from llama2_chat.chat_format import build_chat_format
+from llama2_chat.dialogue import Dialogue
+from llama2_chat.errors import UserInputError
+from llama2_chat.generation.transformers_engine import TransformersEngine
+from llama2_chat.jsonl import read_dialogues, read_prompts, read_rows, write_rows
+from llama2_chat.model_card import model_card
+from llama2_chat.models import load_policy, sampling_dtype, save_model, seed_everything
+from llama2_chat.rejection_sampling.config import RejectionSamplingConfig
+from llama2_chat.rejection_sampling.sample import sample_and_score
+from llama2_chat.rejection_sampling.select import select
+from llama2_chat.reward.scoring import RewardScorer
+from llama2_chat.settings import RunSettings
+from llama2_chat.sft.trainer import train_sequences
+from llama2_chat.stage import StageDirectory
+from llama2_chat.tokenization import tokenize_dialogues
+from llama2_chat.tokenizers import load_tokenizer
+
+
+def run_stage(
+    config: RejectionSamplingConfig, settings: RunSettings, directory: StageDirectory
+) -> dict[str, Any]:
+    """Write `samples.jsonl`, `dataset.jsonl` (the kept answers) and `model/`, fine-tuned on them.
+
+    Returns:
+        Metrics of the selection and of the fine-tuning.
+    """
+    _sample(config, settings, directory)
+    selection = _select(config, settings, directory)
+    return {"selection": selection, **_fine_tune(config, settings, directory)}
+
+
+def _sample(config: RejectionSamplingConfig, settings: RunSettings, directory: StageDirectory) -> None:
+    if directory.samples.exists():
+        return
+    prompts = list(chain.from_iterable(read_prompts(Path(file)) for file in config.prompts))
+    if not prompts:
+        raise UserInputError(f"{', '.join(config.prompts)}: no prompt to sample from")
+    tokenizer = load_tokenizer(config.policy)
+    chat_format = build_chat_format(settings.chat_format, tokenizer)
+    engine = TransformersEngine(
+        load_policy(config.policy, settings),
+        stop_id=chat_format.stop_id,
+        padding_id=tokenizer.padding_id,
+        autocast=sampling_dtype(settings),
+    )
+    scorer = RewardScorer.from_pretrained(
+        config.helpfulness, config.safety, safety_threshold=config.safety_threshold, device=settings.device
+    )
+    sample_and_score(
+        prompts,
+        engine=engine,
+        chat_format=chat_format,
+        scorer=scorer,
+        config=config,
+        seed=settings.seed,
+        file=directory.samples,
+        description=f"{directory.path.name}: sampling",
+    )
+
+
+def _select(
+    config: RejectionSamplingConfig, settings: RunSettings, directory: StageDirectory
+) -> dict[str, Any]:
+    """Write the kept answers as dialogues; what was not eligible is counted."""
+    rng = random.Random(settings.seed)
+    status: Counter[str] = Counter()
+    kept: list[dict[str, Any]] = []
+    prompts, best, mean = 0, 0.0, 0.0
+    rows = (row for _, row in read_rows(directory.samples))
+    while group := list(islice(rows, config.samples_per_prompt)):
+        prompts += 1
+        status.update(row["status"] for row in group)
+        index = select(group, rule=config.select, rng=rng)
+        if index is None:
+            continue
+        row = group[index]
+        best += row["scores"]["combined"]
+        mean += sum(r["scores"]["combined"] for r in group) / len(group)
+        kept.append(
+            {
+                "messages": [*row["prompt"], {"role": "assistant", "content": row["response"]}],
+                "is_safety": row["is_safety"],
+                "source": f"rejection_sampling:{config.iteration}",
+            }
+        )
+    if not kept:
+        raise UserInputError(
+            f"none of the samples for {prompts} prompts is a complete answer ({dict(status)}); "
+            "raise sampling.max_new_tokens or lower sampling.temperature"
+        )
+    write_rows(directory.dataset, kept)
+    return {
+        "prompts": prompts,
+        "kept": len(kept),
+        "prompts_without_complete_answer": prompts - len(kept),
+        "samples": dict(sorted(status.items())),
+        "combined_mean": mean / len(kept),
+        "combined_kept": best / len(kept),
+    }
+
+
+def _fine_tune(
+    config: RejectionSamplingConfig, settings: RunSettings, directory: StageDirectory
+) -> dict[str, Any]:
+    start = config.base if config.start_from == "base" else config.policy
+    gguf_file = settings.base_model.gguf_file if start == settings.base_model.path else None
+    tokenizer = load_tokenizer(start, gguf_file)
+    chat_format = build_chat_format(settings.chat_format, tokenizer)
+    capacity = config.training.sequence_length
+    sequences, lengths = tokenize_dialogues(
+        read_dialogues(directory.dataset), chat_format, "last_answer", capacity
+    )
+    demonstrations = draw_demonstrations(config, settings, len(sequences))
+    mixed_in, mixed_lengths = tokenize_dialogues(demonstrations, chat_format, "all_answers", capacity)
+    seed_everything(settings.seed)
+    model = load_policy(start, settings, gguf_file=gguf_file)
+    metrics = train_sequences(
+        model,
+        [*sequences, *mixed_in],
+        training=config.training,
+        settings=settings,
+        directory=directory,
+        padding_id=tokenizer.padding_id,
+        description=f"{directory.path.name}: fine-tuning",
+    )
+    card = model_card("rejection_sampling", config, settings)
+    save_model(model, tokenizer, directory.model, card=card)
+    return {
+        "lengths": lengths.to_row(),
+        "sft_lengths": mixed_lengths.to_row(),
+        "sft_share": len(mixed_in) / (len(mixed_in) + len(sequences)),
+        **metrics,
+    }
+
+
+def draw_demonstrations(config: RejectionSamplingConfig, settings: RunSettings, kept: int) -> list[Dialogue]:
+    """SFT dialogues, drawn without replacement, that make up `sft_fraction` of the mix with `kept` samples.
+
+    Fewer where there are not that many; the share that results is recorded.
+    """
+    if not config.sft_dialogues or config.sft_fraction == 0:
+        return []
+    pool = list(chain.from_iterable(read_dialogues(Path(file)) for file in config.sft_dialogues))
+    wanted = round(kept * config.sft_fraction / (1 - config.sft_fraction))
+    return random.Random(settings.seed).sample(pool, min(wanted, len(pool)))

@@ -1,0 +1,106 @@
+"""Preference rows → token ids of both dialogues, with margin and safety labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from llama2_chat.chat_format import ChatFormat
+from llama2_chat.dialogue import Message, Preference
+from llama2_chat.reward.loss import rating_margins
+from llama2_chat.reward.pooling import pad_right
+from llama2_chat.tokenization import fit_to_length, tokenize_dialogue
+
+UNLABELLED = -1
+
+
+@dataclass
+class PairReport:
+    """What became of the preference rows; each is counted once under `kept` or a reason to drop it."""
+
+    kept: int = 0
+    unrated: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def to_row(self) -> dict[str, Any]:
+        """As metrics."""
+        return {"kept": self.kept, "unrated": self.unrated, "dropped": dict(sorted(self.dropped.items()))}
+
+
+def prefers_unsafe(pair: Preference) -> bool:
+    """Whether the preferred response is the unsafe one of a safe and an unsafe one (dropped in §3.2.1)."""
+    return pair.chosen_safe is False and pair.rejected_safe is True
+
+
+def encode_answer(
+    prompt: Sequence[Message], answer: str, chat_format: ChatFormat, max_tokens: int
+) -> list[int] | None:
+    """Ids of prompt + answer, oldest turns dropped where too long; None where even that does not fit."""
+    messages = fit_to_length((*prompt, Message("assistant", answer)), chat_format, max_tokens)
+    return None if messages is None else tokenize_dialogue(messages, chat_format, "last_answer").input_ids
+
+
+def encode_pairs(
+    pairs: Iterable[Preference], chat_format: ChatFormat, max_tokens: int
+) -> tuple[list[Preference], list[tuple[list[int], list[int]]], PairReport]:
+    """The usable pairs with the token ids of (chosen, rejected) dialogue; both keep the same turns."""
+    kept: list[Preference] = []
+    tokens: list[tuple[list[int], list[int]]] = []
+    report = PairReport()
+    for pair in pairs:
+        if prefers_unsafe(pair):
+            report.dropped["preferred response is the unsafe one"] += 1
+            continue
+        longer = max(pair.chosen, pair.rejected, key=len)
+        fitted = fit_to_length((*pair.prompt, Message("assistant", longer)), chat_format, max_tokens)
+        prompt = pair.prompt if fitted is None else fitted[:-1]
+        chosen = encode_answer(prompt, pair.chosen, chat_format, max_tokens)
+        rejected = encode_answer(prompt, pair.rejected, chat_format, max_tokens)
+        if chosen is None or rejected is None:
+            report.dropped[f"longer than {max_tokens} tokens"] += 1
+            continue
+        report.kept += 1
+        report.unrated += pair.rating is None
+        kept.append(pair)
+        tokens.append((chosen, rejected))
+    return kept, tokens, report
+
+
+def training_columns(
+    pairs: Sequence[Preference],
+    tokens: Sequence[tuple[list[int], list[int]]],
+    *,
+    margin_table: str | Mapping[str, float],
+) -> dict[str, list[Any]]:
+    """Columns of the training data set; a safety label is 1 (safe), 0 (unsafe) or -1 (none)."""
+
+    def label(safe: bool | None) -> int:
+        return UNLABELLED if safe is None else int(safe)
+
+    return {
+        "chosen_ids": [chosen for chosen, _ in tokens],
+        "rejected_ids": [rejected for _, rejected in tokens],
+        "margin": rating_margins([pair.rating for pair in pairs], table=margin_table).tolist(),
+        "chosen_safe": [label(pair.chosen_safe) for pair in pairs],
+        "rejected_safe": [label(pair.rejected_safe) for pair in pairs],
+    }
+
+
+def collate_pairs(rows: Sequence[Mapping[str, Any]], padding_id: int) -> dict[str, torch.Tensor]:
+    """B pairs as 2B rows, the chosen ones first.
+
+    `margin` is float32 (B,), the `safe` labels int64 (2B,), also where a row has no rating or label.
+    """
+    ids, lengths = pad_right(
+        [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows], padding_id
+    )
+    return {
+        "input_ids": ids,
+        "lengths": lengths,
+        "margin": torch.tensor([row["margin"] for row in rows], dtype=torch.float32),
+        "safe": torch.tensor([row["chosen_safe"] for row in rows] + [row["rejected_safe"] for row in rows]),
+    }

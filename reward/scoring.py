@@ -1,0 +1,169 @@
+"""Scoring dialogues with one or two reward models: the one interface that every stage and user scores through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llama2_chat.chat_format import ChatFormat, build_chat_format
+from llama2_chat.dialogue import Dialogue, Message
+from llama2_chat.errors import UserInputError
+from llama2_chat.models import load_reward_model
+from llama2_chat.ppo.rewards import combine_scores
+from llama2_chat.reward.pooling import pad_right, scores_at_end
+from llama2_chat.settings import BaseModelSource, RunSettings
+from llama2_chat.tokenization import fit_to_length, tokenize_dialogue
+from llama2_chat.tokenizers import load_tokenizer
+
+_TOKEN_BUDGET = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One dialogue's scores.
+
+    `helpfulness` and `safety` are raw (logits); their probabilities and `combined` (R_c) lie in (0, 1).
+    Without a safety model, safety is None and the branch is always "helpfulness".
+    """
+
+    helpfulness: float
+    safety: float | None
+    helpfulness_probability: float
+    safety_probability: float | None
+    branch: Literal["helpfulness", "safety"]
+    combined: float
+
+
+class RewardModel:
+    """One reward model with the tokenizer and chat format it was trained with."""
+
+    def __init__(
+        self, model: PreTrainedModel, chat_format: ChatFormat, *, padding_id: int, name: str
+    ) -> None:
+        self.model = model.eval()
+        self.chat_format = chat_format
+        self.padding_id = padding_id
+        self.name = name
+        self.max_tokens = int(getattr(model.config, "max_position_embeddings", 4096))
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: str = "auto") -> RewardModel:
+        """Load a reward model folder; the chat format is the one its config names (default llama2)."""
+        settings = RunSettings(base_model=BaseModelSource(path=str(path)), device=device)
+        model = load_reward_model(path, settings)
+        tokenizer = load_tokenizer(path)
+        chat_format = build_chat_format(getattr(model.config, "chat_format", "llama2"), tokenizer)
+        return cls(model, chat_format, padding_id=tokenizer.padding_id, name=Path(path).name)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a dialogue that ends with the assistant; oldest turns go where it is too long."""
+        fitted = fit_to_length(messages, self.chat_format, self.max_tokens)
+        if fitted is None:
+            raise UserInputError(
+                f"the last turn alone is longer than the {self.max_tokens} tokens that {self.name} can take"
+            )
+        return tokenize_dialogue(fitted, self.chat_format, "last_answer").input_ids
+
+    def score_messages(self, dialogues: Sequence[Sequence[Message]]) -> Tensor:
+        """Raw scores, float32 (B,), of dialogues that end with the assistant."""
+        return self.score_tokens([self.encode(messages) for messages in dialogues])
+
+    @torch.no_grad()
+    def score_tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Raw scores, float32 (B,), on the CPU; rows of similar length share a forward pass."""
+        scores = torch.zeros(len(rows))
+        order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), index))
+        while order:
+            # The longest row of the batch sets its width, so batches are cut from the long end.
+            count = max(1, _TOKEN_BUDGET // len(rows[order[-1]]))
+            batch, order = order[-count:], order[:-count]
+            ids, lengths = pad_right([rows[index] for index in batch], self.padding_id)
+            device = self.model.device
+            scores[batch] = scores_at_end(self.model, ids.to(device), lengths.to(device)).cpu()
+        return scores
+
+
+class RewardScorer:
+    """Helpfulness and, if given, safety reward model, combined as in §3.2.3."""
+
+    def __init__(
+        self, helpfulness: RewardModel, safety: RewardModel | None = None, *, safety_threshold: float = 0.15
+    ) -> None:
+        self.helpfulness = helpfulness
+        self.safety = safety
+        self.safety_threshold = safety_threshold
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        helpfulness: str | Path,
+        safety: str | Path | None = None,
+        *,
+        safety_threshold: float = 0.15,
+        device: str = "auto",
+    ) -> RewardScorer:
+        """Load reward model folders (Hugging Face format, one label, safetensors)."""
+        return cls(
+            RewardModel.from_pretrained(helpfulness, device=device),
+            None if safety is None else RewardModel.from_pretrained(safety, device=device),
+            safety_threshold=safety_threshold,
+        )
+
+    def score(
+        self,
+        dialogues: Sequence[Sequence[Mapping[str, str]] | Sequence[Message]],
+        is_safety: Sequence[bool] | None = None,
+    ) -> list[Score]:
+        """Score dialogues that end with the assistant.
+
+        Args:
+            dialogues: Lists of messages, `{"role", "content"}` mappings or `Message`s.
+            is_safety: Whether each prompt is tagged as a safety prompt; default none is.
+
+        Raises:
+            UserInputError: a dialogue is malformed or does not end with the assistant, or lengths differ.
+        """
+        messages = [_as_messages(dialogue) for dialogue in dialogues]
+        tags = [False] * len(messages) if is_safety is None else list(is_safety)
+        if len(tags) != len(messages):
+            raise UserInputError(f"is_safety has {len(tags)} entries for {len(messages)} dialogues")
+        if not messages:
+            return []
+        helpfulness = self.helpfulness.score_messages(messages)
+        if self.safety is None:
+            return [
+                Score(raw, None, probability, None, "helpfulness", probability)
+                for raw, probability in zip(
+                    helpfulness.tolist(), helpfulness.double().sigmoid().tolist(), strict=True
+                )
+            ]
+        safety = self.safety.score_messages(messages)
+        combined, used_safety = combine_scores(
+            helpfulness, safety, is_safety=torch.tensor(tags), safety_threshold=self.safety_threshold
+        )
+        columns = (
+            helpfulness.tolist(),
+            safety.tolist(),
+            helpfulness.double().sigmoid().tolist(),
+            safety.double().sigmoid().tolist(),
+            ["safety" if used else "helpfulness" for used in used_safety.tolist()],
+            combined.double().sigmoid().tolist(),
+        )
+        return [Score(*row) for row in zip(*columns, strict=True)]
+
+
+def _as_messages(dialogue: Sequence[Mapping[str, str]] | Sequence[Message]) -> tuple[Message, ...]:
+    messages = tuple(
+        message if isinstance(message, Message) else Message(message["role"], message["content"])  # type: ignore[arg-type]
+        for message in dialogue
+    )
+    Dialogue(messages)
+    if messages[-1].role != "assistant":
+        raise UserInputError("a dialogue to be scored ends with the assistant's message")
+    return messages

@@ -1,0 +1,90 @@
+"""The `reward` stage: preference pairs in, reward model out."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import RewardConfig as TrlRewardConfig
+
+from llama2_chat.chat_format import build_chat_format
+from llama2_chat.dialogue import Preference
+from llama2_chat.jsonl import read_preferences
+from llama2_chat.model_card import model_card
+from llama2_chat.models import reward_model_from_policy, save_model, seed_everything
+from llama2_chat.reward.config import RewardConfig
+from llama2_chat.reward.data import collate_pairs, encode_pairs, training_columns
+from llama2_chat.reward.metrics import reward_metrics
+from llama2_chat.reward.pooling import pool_by_length, unpool
+from llama2_chat.reward.scoring import RewardModel
+from llama2_chat.reward.trainer import MarginRewardTrainer
+from llama2_chat.settings import RunSettings
+from llama2_chat.stage import StageDirectory
+from llama2_chat.testbed.annotator import attainable_accuracy
+from llama2_chat.tokenizers import load_tokenizer
+from llama2_chat.training import (
+    drop_optimiser_state,
+    placeholder_tokenizer,
+    run_trainer,
+    trainer_arguments,
+)
+
+
+def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirectory) -> dict[str, Any]:
+    """Train a reward model from `config.model` on `config.preferences` and write `model/`.
+
+    Returns:
+        Metrics of the training and, where `held_out` is given, of the held-out pairs.
+    """
+    gguf_file = settings.base_model.gguf_file if config.model == settings.base_model.path else None
+    tokenizer = load_tokenizer(config.model, gguf_file)
+    chat_format = build_chat_format(settings.chat_format, tokenizer)
+    rows = chain.from_iterable(read_preferences(Path(file)) for file in config.preferences)
+    pairs, tokens, report = encode_pairs(rows, chat_format, config.training.sequence_length)
+    if pairs and report.unrated == len(pairs) and config.margin != "none":
+        directory.events.write("warning", message="no pair has a rating: every margin is 0")
+    columns = training_columns(pairs, tokens, margin_table=config.margin)
+    model = reward_model_from_policy(config.model, settings, gguf_file=gguf_file)
+    model.config.pad_token_id = tokenizer.padding_id
+    model.config.chat_format = settings.chat_format
+    arguments = trainer_arguments(config.training, settings, directory.checkpoints, len(pairs))
+    seed_everything(settings.seed)
+    pool_by_length(model)
+    trainer = MarginRewardTrainer(
+        model=model,
+        args=TrlRewardConfig(**arguments),
+        train_dataset=Dataset.from_dict(columns),
+        data_collator=lambda batch: collate_pairs(batch, tokenizer.padding_id),
+        processing_class=placeholder_tokenizer(tokenizer.padding_id),
+        safety_weight=config.safety_weight,
+    )
+    metrics = run_trainer(trainer, directory, f"{directory.path.name}: reward")
+    drop_optimiser_state(directory.checkpoints)
+    unpool(model)
+    save_model(model, tokenizer, directory.model, card=model_card("reward", config, settings))
+    scorer = RewardModel(model, chat_format, padding_id=tokenizer.padding_id, name=directory.path.name)
+    return {"domain": config.domain, "pairs": report.to_row(), **metrics, **_held_out(config, scorer)}
+
+
+def score_pairs(scorer: RewardModel, pairs: list[Preference]) -> tuple[list[float], list[float]]:
+    """Raw scores of the chosen and of the rejected dialogue of each pair."""
+    chosen = scorer.score_messages([pair.dialogue("chosen").messages for pair in pairs])
+    rejected = scorer.score_messages([pair.dialogue("rejected").messages for pair in pairs])
+    return chosen.tolist(), rejected.tolist()
+
+
+def _held_out(config: RewardConfig, scorer: RewardModel) -> dict[str, Any]:
+    """Metrics on the held-out pairs; on the testbed, beside the accuracy that the annotator's noise allows."""
+    pairs, _, report = encode_pairs(
+        chain.from_iterable(read_preferences(Path(file)) for file in config.held_out),
+        scorer.chat_format,
+        scorer.max_tokens,
+    )
+    if not pairs:
+        return {}
+    metrics = reward_metrics(pairs, *score_pairs(scorer, pairs))
+    if all(pair.source == "testbed" for pair in pairs):
+        metrics["attainable_accuracy"] = attainable_accuracy(pairs, domain=config.domain)
+    return {"held_out_pairs": report.to_row(), **metrics}

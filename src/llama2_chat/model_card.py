@@ -1,0 +1,34 @@
+"""The README.md that every model folder carries: how the model was made and from what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from llama2_chat.settings import RunSettings, StrictModel
+
+
+def model_card(stage: str, config: StrictModel, settings: RunSettings) -> str:
+    """Markdown with the front matter of the Hugging Face hub; only names of inputs, no absolute paths."""
+    front = yaml.safe_dump({"library_name": "transformers", "tags": ["llama2-chat", stage]}, sort_keys=False)
+    described = yaml.safe_dump(_without_folders(config.model_dump(mode="json")), sort_keys=False)
+    base = Path(settings.base_model.path).name
+    return (
+        f"---\n{front}---\n\n# {stage}\n\n"
+        f"Made from the base model `{base}` by llama2-chat, stage kind `{stage}`, "
+        f"chat format `{settings.chat_format}`, seed {settings.seed}, {settings.precision}.\n\n"
+        "The model inherits the licences of its base model and of the data named below.\n\n"
+        f"## Configuration\n\n```yaml\n{described}```\n"
+    )
+
+
+def _without_folders(value: object) -> object:
+    """Paths say where they lie inside a run (their last three parts), not where this machine keeps it."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    if isinstance(value, str) and value.startswith("/"):
+        return "/".join(Path(value).parts[-3:])
+    return value

@@ -1,0 +1,142 @@
+"""Loading and saving models as plain Hugging Face folders; safetensors only, never remote code."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+from llama2_chat.errors import MissingFileError, UserInputError
+from llama2_chat.files import atomic_path, write_text
+from llama2_chat.settings import BaseModelSource, RunSettings
+from llama2_chat.tokenizers import ChatTokenizer
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def select_device(device: str) -> torch.device:
+    """The torch device for a recipe's `device`; `auto` is the GPU where there is one.
+
+    Raises:
+        UserInputError: CUDA is asked for and not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserInputError(
+            f"device: {device} asked for, but torch sees no CUDA GPU; use device=cpu or auto"
+        )
+    return torch.device(device)
+
+
+def sampling_dtype(settings: RunSettings) -> torch.dtype | None:
+    """The autocast dtype for sampling and scoring; None for float32."""
+    return torch.bfloat16 if settings.precision == "bfloat16" else None
+
+
+def load_policy(path: str | Path, settings: RunSettings, *, gguf_file: str | None = None) -> PreTrainedModel:
+    """A causal language model on the run's device, in evaluation mode.
+
+    Weights are float32 on disk and in training (bfloat16 runs train under autocast with float32
+    master weights); callers that only sample may convert.
+    """
+    _check_folder(path)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        str(path),
+        gguf_file=gguf_file,
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+    )
+    if gguf_file is not None:
+        model = _without_quantization(model)
+    return _ready(model, settings)
+
+
+def load_base(settings: RunSettings) -> PreTrainedModel:
+    """The recipe's base model."""
+    source: BaseModelSource = settings.base_model
+    return load_policy(source.path, settings, gguf_file=source.gguf_file)
+
+
+def load_reward_model(path: str | Path, settings: RunSettings) -> PreTrainedModel:
+    """A model with one scalar output, as `save_model` wrote it."""
+    _check_folder(path)
+    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    if config.num_labels != 1:
+        raise UserInputError(
+            f"{path}: a reward model has one output (num_labels 1), this one {config.num_labels}"
+        )
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        str(path), dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    )
+    return _ready(model, settings)
+
+
+def reward_model_from_policy(
+    path: str | Path, settings: RunSettings, *, gguf_file: str | None = None
+) -> PreTrainedModel:
+    """A policy's trunk under a fresh scalar head whose weights depend only on the seed.
+
+    Source: §3.2.2 (the classification head for next-token prediction is replaced by a scalar head).
+    """
+    policy = load_policy(path, settings, gguf_file=gguf_file)
+    config = policy.config
+    config.num_labels = 1
+    config.architectures = None
+    seed_everything(settings.seed)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+        config, attn_implementation="sdpa"
+    )
+    model.base_model.load_state_dict(policy.base_model.state_dict())
+    return _ready(model, settings)
+
+
+def save_model(model: PreTrainedModel, tokenizer: ChatTokenizer, folder: Path, *, card: str) -> None:
+    """Write model, tokenizer and model card as one folder, atomically."""
+    with atomic_path(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save(temporary)
+        write_text(temporary / "README.md", card)
+
+
+def _ready(model: PreTrainedModel, settings: RunSettings) -> PreTrainedModel:
+    model.config.use_cache = True
+    ready: Any = model.to(select_device(settings.device)).eval()
+    return ready  # type: ignore[no-any-return]
+
+
+def _check_folder(path: str | Path) -> None:
+    """A path that looks like a folder must hold a model; anything else may be a hub id."""
+    folder = Path(path)
+    looks_local = folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count(os.sep) != 1
+    if folder.is_dir():
+        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.gguf")):
+            raise UserInputError(f"{path}: no *.safetensors in this folder (pickled weights are not loaded)")
+    elif looks_local:
+        raise MissingFileError(f"{path}: no such model folder")
+
+
+def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:
+    """A GGUF model's weights in a fresh model that can be saved."""
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    fresh: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    fresh.load_state_dict(model.state_dict())
+    return fresh

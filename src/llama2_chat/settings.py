@@ -1,0 +1,80 @@
+"""Configuration vocabulary that recipes and single-stage configurations share.
+
+Pydantic models only: nothing here imports torch, so `llama2-chat validate` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StrictModel(BaseModel):
+    """A configuration mapping in which an unknown key is an error and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Marks a configuration field that names an earlier stage's model (or the base), or a data set."""
+
+    kind: Literal["model", "data"]
+
+
+ModelReference = Annotated[str, Reference("model")]
+"""In a recipe: `base` or the name of an earlier stage. In a single-stage configuration: a model folder."""
+
+DataReference = Annotated[str, Reference("data")]
+"""In a recipe: the name of an entry of `data`. In a single-stage configuration: a JSONL file."""
+
+
+class BaseModelSource(StrictModel):
+    """Where the base model comes from: a folder, a hub id, or a folder with a GGUF file in it."""
+
+    path: str = Field(description="Model folder (relative to the recipe's file) or hub id")
+    gguf_file: str | None = Field(None, description="Name of a GGUF file inside the folder")
+
+
+class RunSettings(StrictModel):
+    """The recipe-level keys that every stage needs."""
+
+    base_model: BaseModelSource
+    chat_format: Literal["llama2", "tokenizer"] = "llama2"
+    seed: int = Field(0, ge=0, lt=2**32)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+
+class SamplingConfig(StrictModel):
+    """How responses are sampled from a policy."""
+
+    temperature: float = Field(1.0, ge=0.0, description="0 is greedy decoding")
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    max_new_tokens: int = Field(512, ge=1)
+    token_budget: int = Field(
+        65536, ge=1, description="Most tokens (prompt + response, over all rows) held in one batch's cache"
+    )
+
+
+class TrainingConfig(StrictModel):
+    """Optimiser, schedule and batch of one training run; each stage sets the paper's values as defaults."""
+
+    learning_rate: float = Field(gt=0.0)
+    batch_size: int = Field(ge=1, description="Sequences (pairs, for a reward model) per optimiser step")
+    micro_batch_size: int | None = Field(None, ge=1, description="Sequences per forward pass; default: all")
+    epochs: float = Field(gt=0.0)
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimiser steps")
+    sequence_length: int = Field(4096, ge=8, description="Most tokens in one sequence")
+    weight_decay: float = Field(0.1, ge=0.0)
+    adam_beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    adam_beta2: float = Field(0.95, ge=0.0, lt=1.0)
+    adam_epsilon: float = Field(1e-5, gt=0.0)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    min_learning_rate_ratio: float = Field(0.1, ge=0.0, le=1.0, description="Cosine ends at this share")
+    warmup_ratio: float = Field(0.0, ge=0.0, le=1.0, description="Share of the steps with rising rate")
+    min_warmup_steps: int = Field(0, ge=0)
+    checkpoint_steps: int = Field(100, ge=1, description="Optimiser steps between two checkpoints")
+    gradient_checkpointing: bool = False

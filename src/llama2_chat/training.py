@@ -1,0 +1,228 @@
+"""What every training run has in common: arguments, metrics, progress, checkpoints and resume.
+
+Supervised fine-tuning and reward training ride on TRL's trainers; this module turns a
+`TrainingConfig` into their arguments and runs them so that a kill at any moment loses at most the
+work since the last checkpoint and the resumed run ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from llama2_chat import interruption
+from llama2_chat.errors import TrainingError, UserInputError
+from llama2_chat.files import remove
+from llama2_chat.models import select_device
+from llama2_chat.progress import track
+from llama2_chat.settings import RunSettings, TrainingConfig
+from llama2_chat.stage import StageDirectory
+
+COMPLETE_MARKER = "complete"
+_OPTIMISER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin")
+_TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
+
+
+def count_steps(sequences: int, training: TrainingConfig) -> int:
+    """Optimiser steps of a run over `sequences` training sequences; the last batch of an epoch may be short."""
+    steps = math.ceil(training.epochs * math.ceil(sequences / training.batch_size))
+    return min(steps, training.max_steps) if training.max_steps is not None else steps
+
+
+def warmup_steps(steps: int, training: TrainingConfig) -> int:
+    """Steps with a rising learning rate: the configured share, at least the configured minimum, never all."""
+    return min(max(training.min_warmup_steps, math.ceil(training.warmup_ratio * steps)), max(steps - 1, 0))
+
+
+def trainer_arguments(
+    training: TrainingConfig, settings: RunSettings, checkpoints: Path, sequences: int
+) -> dict[str, Any]:
+    """Keyword arguments for TRL's `SFTConfig` and `RewardConfig`.
+
+    Raises:
+        UserInputError: no sequences, or a batch that its micro-batches do not fill evenly.
+    """
+    if sequences == 0:
+        raise UserInputError("no training sequence is left; see the counts of what was dropped")
+    micro = training.micro_batch_size or training.batch_size
+    if training.batch_size % micro:
+        raise UserInputError(
+            f"training.micro_batch_size: {micro} does not divide training.batch_size {training.batch_size}"
+        )
+    steps = count_steps(sequences, training)
+    return {
+        "output_dir": str(checkpoints),
+        "max_steps": steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": training.batch_size // micro,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": training.min_learning_rate_ratio},
+        "warmup_steps": warmup_steps(steps, training),
+        "weight_decay": training.weight_decay,
+        "adam_beta1": training.adam_beta1,
+        "adam_beta2": training.adam_beta2,
+        "adam_epsilon": training.adam_epsilon,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": "adamw_torch",
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "bf16": settings.precision == "bfloat16",
+        "use_cpu": select_device(settings.device).type == "cpu",
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "max_length": None,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": training.checkpoint_steps,
+        "save_total_limit": 2,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+class StageCallback(TrainerCallback):  # type: ignore[misc]
+    """Writes metrics.jsonl and events, shows progress, marks whole checkpoints, stops on a signal."""
+
+    def __init__(self, directory: StageDirectory, description: str, steps: int) -> None:
+        self.directory = directory
+        self.description = description
+        self.steps = steps
+        self.display = ExitStack()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Forget what was logged after the checkpoint that training resumes from."""
+        file = self.directory.metrics_file
+        kept = []
+        if file.exists() and state.global_step > 0:
+            for line in file.read_text(encoding="utf-8").splitlines():
+                record = _parsed(line)
+                if record is not None and record["step"] <= state.global_step:
+                    kept.append(line + "\n")
+        file.write_text("".join(kept), encoding="utf-8")
+        self.bar = self.display.enter_context(
+            track(self.description, total=self.steps, unit="steps", done=state.global_step)
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """A requested interruption becomes a checkpoint and an orderly stop."""
+        self.bar.advance(1)
+        if interruption.requested() is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """One line a step; whatever depends on the clock stays out."""
+        if logs is None or "loss" not in logs:
+            return
+        record = {"step": state.global_step} | {k: v for k, v in logs.items() if k not in _TIMES}
+        if not math.isfinite(record["loss"]):
+            raise TrainingError(
+                f"the loss became {record['loss']} at step {state.global_step}; lower training.learning_rate"
+            )
+        with self.directory.metrics_file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Called when all of a checkpoint's files are written: only then does it count."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        os.sync()
+        (folder / COMPLETE_MARKER).touch()
+
+    def close(self) -> None:
+        """End the progress display."""
+        self.display.close()
+
+
+def run_trainer(trainer: Trainer, directory: StageDirectory, description: str) -> dict[str, Any]:
+    """Train to the end, from the last whole checkpoint if there is one.
+
+    Returns:
+        `steps`, and `loss_first` and `loss_last`: means over the first and last tenth of the steps.
+
+    Raises:
+        Interrupted: a signal arrived; a checkpoint was written before.
+        TrainingError: the loss is not finite.
+    """
+    checkpoint = _last_complete(directory.checkpoints)
+    trainer.remove_callback(PrinterCallback)
+    callback = StageCallback(directory, description, trainer.args.max_steps)
+    trainer.add_callback(callback)
+    directory.events.write(
+        "training_started", steps=trainer.args.max_steps, resumed_from=checkpoint and checkpoint.name
+    )
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        callback.close()
+    if trainer.state.global_step < trainer.args.max_steps:
+        interruption.raise_if_requested()
+    directory.events.write("training_finished", steps=trainer.state.global_step)
+    losses = [
+        json.loads(line)["loss"] for line in directory.metrics_file.read_text(encoding="utf-8").splitlines()
+    ]
+    tenth = max(1, len(losses) // 10)
+    return {
+        "steps": trainer.state.global_step,
+        "loss_first": sum(losses[:tenth]) / tenth,
+        "loss_last": sum(losses[-tenth:]) / tenth,
+    }
+
+
+def drop_optimiser_state(checkpoints: Path) -> None:
+    """Once a stage is done its checkpoints keep their weights only."""
+    for pattern in _OPTIMISER_FILES:
+        for file in checkpoints.glob(f"checkpoint-*/{pattern}"):
+            file.unlink()
+
+
+def _last_complete(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that was written whole; half-written ones are removed."""
+    found: list[tuple[int, Path]] = []
+    for folder in checkpoints.glob("checkpoint-*"):
+        if (folder / COMPLETE_MARKER).exists() and (folder / "optimizer.pt").exists():
+            found.append((int(folder.name.rsplit("-", 1)[1]), folder))
+        else:
+            remove(folder)
+    return max(found)[1] if found else None
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A metrics line, or None if a kill cut it off."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record
+
+
+def placeholder_tokenizer(model_padding_id: int) -> Any:
+    """A tokenizer for TRL's trainers to hold: they insist on one, while all tokens are made here."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": model_padding_id, "<unk>": model_padding_id + 1}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<unk>")
