@@ -1,0 +1,98 @@
+"""Plain text about the testbed's world, for pretraining: facts, lists, questions answered in prose.
+
+It holds training items in training wordings only, and none of the chat format. Its wordings of facts use
+the words that held-out questions are made of ("how much", "name", "do we call"), so that these can be
+understood; the questions themselves never occur.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from llama2_chat.testbed.answers import REFERENCE_REFUSALS, write, write_any
+from llama2_chat.testbed.dialogues import RequestKind, attribute_questions, draw_question
+from llama2_chat.testbed.family import Split
+from llama2_chat.testbed.lexicon import CATEGORIES, FIRST_NAMES, LEGS, OPPOSITES, TRANSLATIONS
+from llama2_chat.testbed.request import TASK_FAMILIES
+
+_SELF_CONTAINED = ("add", "subtract", "neighbour", "legs", "opposites", "category", "translate")
+"""Families whose statements are facts of the world, true without the question."""
+
+_KINDS: tuple[RequestKind, ...] = ("harmless", "borderline", "unsafe")
+
+
+def document(rng: Random, split: Split) -> str:
+    """One document of some 40 to 120 tokens."""
+    return rng.choices(list(_MAKERS), weights=list(_MAKERS.values()))[0](rng, split)
+
+
+def _facts(rng: Random, split: Split) -> str:
+    families = [family for family in TASK_FAMILIES if family.name in _SELF_CONTAINED]
+    sentences = []
+    for family in rng.choices(families, k=rng.randint(3, 7)):
+        arguments = family.draw(rng, split)
+        sentences.append(family.state(arguments, family.solve(arguments), rng))
+    return " ".join(sentences)
+
+
+def _lessons(rng: Random, split: Split) -> str:
+    """Questions, each followed by its answer."""
+    texts = []
+    for _ in range(rng.randint(2, 4)):
+        question = draw_question(rng, split, "borderline" if rng.random() < 0.1 else "harmless")
+        texts.append(f"{question.text} {write(question.request, 'plain', rng)}")
+    return " ".join(texts)
+
+
+def _conversation(rng: Random, split: Split) -> str:
+    """Two people talk; what they say is of the uneven quality that found text has."""
+    asker, answerer = rng.sample(FIRST_NAMES, 2)
+    lines = []
+    for _ in range(rng.randint(1, 3)):
+        kind = rng.choices(_KINDS, weights=(70, 12, 18))[0]
+        question = draw_question(rng, split, kind)
+        if kind == "unsafe" and rng.random() < 0.4:
+            answer = write_any(question.request, REFERENCE_REFUSALS, rng)
+        else:
+            answer = write_any(question.request, {"good": 40, "plain": 40, "terse": 20}, rng)
+        lines.append(f"{asker} asks: {question.text}\n{answerer} says: {answer}")
+    return "\n".join(lines)
+
+
+def _lexicon(rng: Random, split: Split) -> str:
+    """Single facts from which those about combinations are made."""
+    sentences = []
+    for _ in range(rng.randint(4, 8)):
+        draw = rng.random()
+        if draw < 0.25:
+            category = rng.choice(list(CATEGORIES))
+            words = rng.sample(CATEGORIES[category], rng.randint(2, 4))
+            sentences.append(f"We call {', '.join(words)} {category}.")
+        elif draw < 0.55:
+            word = rng.choice(list(OPPOSITES))
+            sentences.append(f"The opposite of {word} is {OPPOSITES[word]}.")
+        elif draw < 0.75:
+            animal = rng.choice(list(LEGS))
+            sentences.append(f"A {animal} has {LEGS[animal]} legs.")
+        else:
+            language = rng.choice(list(TRANSLATIONS))
+            word = rng.choice(list(TRANSLATIONS[language]))
+            sentences.append(f"In {language} we say {TRANSLATIONS[language][word]} for {word}.")
+    return " ".join(sentences)
+
+
+def _remembering(rng: Random, split: Split) -> str:
+    """Something stated and asked for again."""
+    questions = attribute_questions(rng, split, rng.randint(1, 3))
+    return " ".join(f"{question.text} {write(question.request, 'plain', rng)}" for question in questions)
+
+
+_MAKERS: dict[Callable[[Random, Split], str], int] = {
+    _facts: 20,
+    _lessons: 40,
+    _conversation: 20,
+    _lexicon: 10,
+    _remembering: 10,
+}
+"""Kinds of documents, with their shares in per cent."""

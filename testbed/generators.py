@@ -1,0 +1,246 @@
+"""Generators of data sets, by the names that recipes use for them.
+
+Each takes `rows`, `seed`, `split` ("train" or "held_out") and options of its own, and yields rows in the
+toolkit's file formats. Rows are a function of these arguments alone. Held-out rows ask about other items,
+in other wordings, than any training row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from llama2_chat.testbed import annotator
+from llama2_chat.testbed.answers import (
+    COMPARED,
+    DEMONSTRATIONS,
+    UNSAFE_COMPARED,
+    UNSAFE_DEMONSTRATIONS,
+    Mix,
+    write_any,
+)
+from llama2_chat.testbed.corpus import document
+from llama2_chat.testbed.dialogues import (
+    MessageRow,
+    Question,
+    RequestKind,
+    attribute_questions,
+    draw_questions,
+    prompt_of,
+    reference_answer,
+    safety_preprompt,
+)
+from llama2_chat.testbed.family import Split
+from llama2_chat.testbed.request import Request
+
+Row = dict[str, Any]
+
+SOURCE = "testbed"
+_BORDERLINE_REFUSED = 0.3
+_SAFETY_DOMAIN_MIX = {"unsafe": 0.7, "borderline": 0.18, "harmless": 0.12}
+_HELPFULNESS_DOMAIN_MIX = {"harmless": 0.87, "borderline": 0.13}
+_NEAR_TIE = 0.04
+_NEAR_TIES_KEPT = 0.3
+
+
+@dataclass
+class AnnotationCounts:
+    """What became of the pairs that the annotator saw."""
+
+    kept: int = 0
+    prefers_unsafe: int = 0
+    """Dropped: the unsafe answer of a safe and an unsafe one was preferred."""
+
+
+def pretraining_text(rows: int, seed: int, split: Split = "train") -> Iterator[Row]:
+    """Documents of plain text, `{"text": …}`."""
+    rng = _rng("pretraining_text", seed, split)
+    for _ in range(rows):
+        yield {"text": document(rng, split)}
+
+
+def demonstrations(
+    rows: int,
+    seed: int,
+    split: Split = "train",
+    *,
+    unsafe: float = 0.17,
+    borderline: float = 0.1,
+    multi_turn: float = 0.2,
+    attributes: float = 0.25,
+    preprompt: float = 0.04,
+) -> Iterator[Row]:
+    """Dialogues by demonstrators of uneven quality, as SFT finds them.
+
+    Shares: `unsafe` and `borderline` requests; of `multi_turn` dialogues; of dialogues with stated
+    `attributes` among harmless ones; with a safety `preprompt` as system message, under which unsafe
+    requests are refused.
+    """
+    rng = _rng("demonstrations", seed, split)
+    for _ in range(rows):
+        kind = _draw_kind(rng, {"unsafe": unsafe, "borderline": borderline})
+        questions = draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes)
+        careful = rng.random() < preprompt
+        messages: list[MessageRow] = [safety_preprompt(rng)] if careful else []
+        for question in questions:
+            messages.append({"role": "user", "content": question.text})
+            answer = (
+                reference_answer(question.request, rng)
+                if careful
+                else write_any(question.request, _demonstrated(question.request, rng), rng)
+            )
+            messages.append({"role": "assistant", "content": answer})
+        yield {"messages": messages, "is_safety": kind == "unsafe", "source": SOURCE}
+
+
+def prompts(
+    rows: int,
+    seed: int,
+    split: Split = "train",
+    *,
+    unsafe: float = 0.25,
+    borderline: float = 0.1,
+    multi_turn: float = 0.1,
+    attributes: float = 0.05,
+) -> Iterator[Row]:
+    """Prompts to be answered; options as for `demonstrations`."""
+    rng = _rng("prompts", seed, split)
+    for _ in range(rows):
+        kind = _draw_kind(rng, {"unsafe": unsafe, "borderline": borderline})
+        yield _prompt_row(draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes), rng)
+
+
+def safety_prompts(rows: int, seed: int, split: Split = "train", *, multi_turn: float = 0.0) -> Iterator[Row]:
+    """Unsafe requests only."""
+    return prompts(rows, seed, split, unsafe=1.0, borderline=0.0, multi_turn=multi_turn)
+
+
+def borderline_prompts(
+    rows: int, seed: int, split: Split = "train", *, multi_turn: float = 0.0
+) -> Iterator[Row]:
+    """Harmless requests that sound unsafe."""
+    return prompts(rows, seed, split, unsafe=0.0, borderline=1.0, multi_turn=multi_turn)
+
+
+def attribute_dialogues(rows: int, seed: int, split: Split = "train", *, turns: int = 2) -> Iterator[Row]:
+    """Dialogues of exactly `turns` turns: attributes stated in the first, asked for (or kept) in the last.
+
+    Every answer is a good one, the last included.
+    """
+    rng = _rng(f"attribute_dialogues {turns}", seed, split)
+    for _ in range(rows):
+        questions = attribute_questions(rng, split, turns)
+        answer = {"role": "assistant", "content": reference_answer(questions[-1].request, rng)}
+        yield {"messages": [*prompt_of(questions, rng), answer], "is_safety": False, "source": SOURCE}
+
+
+def preferences(
+    rows: int,
+    seed: int,
+    split: Split = "train",
+    *,
+    domain: annotator.Domain = "helpfulness",
+    noise: float = annotator.NOISE,
+    multi_turn: float = 0.12,
+    attributes: float = 0.08,
+    counts: AnnotationCounts | None = None,
+) -> Iterator[Row]:
+    """Pairs of answers of mixed quality, judged by the simulated annotator.
+
+    The helpfulness domain asks harmless questions, the safety domain mostly unsafe ones. `counts` is told
+    how many pairs were kept and dropped.
+    """
+    rng = _rng(f"preferences {domain}", seed, split)
+    counts = counts if counts is not None else AnnotationCounts()
+    mix = _SAFETY_DOMAIN_MIX if domain == "safety" else _HELPFULNESS_DOMAIN_MIX
+    kept = 0
+    while kept < rows:
+        kind = _draw_kind(rng, mix)
+        questions = draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes)
+        prompt = prompt_of(questions, rng, history=DEMONSTRATIONS)
+        a, b = _two_answers(questions[-1].request, prompt, domain, rng)
+        verdict = annotator.compare(prompt, a, b, domain=domain, rng=rng, noise=noise)
+        if domain == "safety" and verdict.prefers_unsafe:
+            counts.prefers_unsafe += 1
+            continue
+        kept += 1
+        counts.kept += 1
+        yield _preference_row(prompt, (a, b), verdict, domain)
+
+
+def _two_answers(
+    request: Request, prompt: list[MessageRow], domain: annotator.Domain, rng: Random
+) -> tuple[str, str]:
+    """Two different answers; pairs of nearly the same worth are mostly drawn again."""
+    mix = UNSAFE_COMPARED if request.family.risk_category else COMPARED
+    if request.language:
+        mix = {**mix, "english": 12}
+    while True:
+        a, b = (write_any(request, mix, rng) for _ in range(2))
+        if a == b:
+            continue
+        scores = [annotator.true_score(prompt, answer, domain) for answer in (a, b)]
+        if abs(scores[0] - scores[1]) >= _NEAR_TIE or rng.random() < _NEAR_TIES_KEPT:
+            return a, b
+
+
+def _preference_row(
+    prompt: list[MessageRow],
+    answers: tuple[str, str],
+    verdict: annotator.Comparison,
+    domain: annotator.Domain,
+) -> Row:
+    order = (0, 1) if verdict.preferred == "a" else (1, 0)
+    safe = (verdict.safe_a, verdict.safe_b)
+    chosen, rejected = ([{"role": "assistant", "content": answers[index]}] for index in order)
+    return {
+        "prompt": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "rating": verdict.rating,
+        "chosen_safe": safe[order[0]],
+        "rejected_safe": safe[order[1]],
+        "domain": domain,
+        "source": SOURCE,
+    }
+
+
+def _prompt_row(questions: list[Question], rng: Random) -> Row:
+    category = questions[-1].request.family.risk_category
+    row: Row = {"prompt": prompt_of(questions, rng), "is_safety": category is not None, "source": SOURCE}
+    return {**row, "risk_category": category} if category else row
+
+
+def _demonstrated(request: Request, rng: Random) -> Mix:
+    if request.family.risk_category:
+        return UNSAFE_DEMONSTRATIONS
+    if request.family.borderline and rng.random() < _BORDERLINE_REFUSED:
+        return {"refusing": 1.0}
+    return DEMONSTRATIONS
+
+
+def _draw_kind(rng: Random, shares: Mapping[str, float]) -> RequestKind:
+    """A kind of request by its share; what the shares leave is harmless."""
+    draw = rng.random()
+    unsafe, borderline = shares.get("unsafe", 0.0), shares.get("borderline", 0.0)
+    if draw < unsafe:
+        return "unsafe"
+    return "borderline" if draw < unsafe + borderline else "harmless"
+
+
+def _rng(name: str, seed: int, split: Split) -> Random:
+    # A string seeds the generator through SHA-512, the same in every process.
+    return Random(f"{name}/{split}/{seed}")
+
+
+GENERATORS: dict[str, Callable[..., Iterator[Row]]] = {
+    "pretraining_text": pretraining_text,
+    "demonstrations": demonstrations,
+    "preferences": preferences,
+    "prompts": prompts,
+    "safety_prompts": safety_prompts,
+    "borderline_prompts": borderline_prompts,
+    "attribute_dialogues": attribute_dialogues,
+}
