@@ -137,7 +137,7 @@ def _oracle_metrics(answers: PolicyAnswers, record: Any) -> None:
         )
     greedy = [j.grade for j in answers.greedy if j.grade is not None]
     if greedy:
-        record("correctness_greedy", share_interval([g.correct for g in greedy]))
+        record("correctness_greedy", share_interval([bool(g.correct) for g in greedy]))
     safety = [j.grade for row in answers.safety for j in row if j.grade is not None]
     if safety:
         record("oracle_violation_rate", share_interval([not g.safe for g in safety]))

@@ -53,14 +53,14 @@ def run_evaluation(
     """
     names = sorted(policies, key=lambda name: (name != sft, list(policies).index(name)))
     results: dict[str, dict[str, Any]] = {}
-    evaluator: _Evaluator | None = None
+    evaluator: PolicyEvaluator | None = None
     with track("evaluation", total=len(names), unit="policies") as progress:
         for name in names:
             interruption.raise_if_requested()
             file = directory / f"{name}.json"
             stored = read_json(file) if file.exists() else None
             if stored is None or stored["fingerprint"] != fingerprints[name]:
-                evaluator = evaluator or _Evaluator(config, settings, policies.get(sft or ""))
+                evaluator = evaluator or PolicyEvaluator(config, settings, policies.get(sft or ""))
                 started = time.perf_counter()
                 metrics, rows = evaluator.evaluate(policies[name])
                 write_rows(directory / f"{name}.samples.jsonl", rows)
@@ -72,7 +72,7 @@ def run_evaluation(
     return {name: results[name] for name in policies}
 
 
-class _Evaluator:
+class PolicyEvaluator:
     """The prompts, the reward models and the SFT policy's answers, loaded once for all policies."""
 
     def __init__(self, config: EvaluationConfig, settings: RunSettings, sft: Path | str | None) -> None:

@@ -134,7 +134,7 @@ def _fine_tune(
         description=f"{directory.path.name}: fine-tuning",
     )
     card = model_card("rejection_sampling", config, settings)
-    save_model(model, tokenizer, directory.model, card=card)
+    save_model(model, tokenizer, directory.model, settings=settings, card=card)
     return {
         "lengths": lengths.to_row(),
         "sft_lengths": mixed_lengths.to_row(),

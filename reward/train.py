@@ -10,19 +10,17 @@ from datasets import Dataset
 from trl import RewardConfig as TrlRewardConfig
 
 from llama2_chat.chat_format import build_chat_format
-from llama2_chat.dialogue import Preference
 from llama2_chat.jsonl import read_preferences
 from llama2_chat.model_card import model_card
 from llama2_chat.models import reward_model_from_policy, save_model, seed_everything
 from llama2_chat.reward.config import RewardConfig
 from llama2_chat.reward.data import collate_pairs, encode_pairs, training_columns
-from llama2_chat.reward.metrics import reward_metrics
+from llama2_chat.reward.held_out import held_out_metrics
 from llama2_chat.reward.pooling import pool_by_length, unpool
 from llama2_chat.reward.scoring import RewardModel
 from llama2_chat.reward.trainer import MarginRewardTrainer
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import StageDirectory
-from llama2_chat.testbed.annotator import attainable_accuracy
 from llama2_chat.tokenizers import load_tokenizer
 from llama2_chat.training import (
     drop_optimiser_state,
@@ -48,7 +46,6 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     columns = training_columns(pairs, tokens, margin_table=config.margin)
     model = reward_model_from_policy(config.model, settings, gguf_file=gguf_file)
     model.config.pad_token_id = tokenizer.padding_id
-    model.config.chat_format = settings.chat_format
     arguments = trainer_arguments(config.training, settings, directory.checkpoints, len(pairs))
     seed_everything(settings.seed)
     pool_by_length(model)
@@ -63,28 +60,9 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     metrics = run_trainer(trainer, directory, f"{directory.path.name}: reward")
     drop_optimiser_state(directory.checkpoints)
     unpool(model)
-    save_model(model, tokenizer, directory.model, card=model_card("reward", config, settings))
-    scorer = RewardModel(model, chat_format, padding_id=tokenizer.padding_id, name=directory.path.name)
-    return {"domain": config.domain, "pairs": report.to_row(), **metrics, **_held_out(config, scorer)}
-
-
-def score_pairs(scorer: RewardModel, pairs: list[Preference]) -> tuple[list[float], list[float]]:
-    """Raw scores of the chosen and of the rejected dialogue of each pair."""
-    chosen = scorer.score_messages([pair.dialogue("chosen").messages for pair in pairs])
-    rejected = scorer.score_messages([pair.dialogue("rejected").messages for pair in pairs])
-    return chosen.tolist(), rejected.tolist()
-
-
-def _held_out(config: RewardConfig, scorer: RewardModel) -> dict[str, Any]:
-    """Metrics on the held-out pairs; on the testbed, beside the accuracy that the annotator's noise allows."""
-    pairs, _, report = encode_pairs(
-        chain.from_iterable(read_preferences(Path(file)) for file in config.held_out),
-        scorer.chat_format,
-        scorer.max_tokens,
+    save_model(
+        model, tokenizer, directory.model, settings=settings, card=model_card("reward", config, settings)
     )
-    if not pairs:
-        return {}
-    metrics = reward_metrics(pairs, *score_pairs(scorer, pairs))
-    if all(pair.source == "testbed" for pair in pairs):
-        metrics["attainable_accuracy"] = attainable_accuracy(pairs, domain=config.domain)
-    return {"held_out_pairs": report.to_row(), **metrics}
+    scorer = RewardModel(model, chat_format, padding_id=tokenizer.padding_id, name=directory.path.name)
+    held_out = held_out_metrics(scorer, config.held_out, domain=config.domain) if config.held_out else {}
+    return {"domain": config.domain, "pairs": report.to_row(), **metrics, **held_out}

@@ -18,6 +18,8 @@ class MarginRewardTrainer(RewardTrainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, safety_weight: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # transformers would copy the placeholder's special tokens into the model's config.
+        self.processing_class = None
         self.safety_weight = safety_weight
         self.loss_is_scaled_for_ga = True
         self.labelled_in_step: int | Tensor = 0

@@ -44,5 +44,5 @@ def run_stage(config: SftConfig, settings: RunSettings, directory: StageDirector
         padding_id=tokenizer.padding_id,
         description=f"{directory.path.name}: sft",
     )
-    save_model(model, tokenizer, directory.model, card=model_card("sft", config, settings))
+    save_model(model, tokenizer, directory.model, settings=settings, card=model_card("sft", config, settings))
     return {"lengths": lengths.to_row(), **metrics}

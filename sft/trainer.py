@@ -30,6 +30,11 @@ from llama2_chat.training import (
 class PackedSftTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer on rows that are packed already; its checkpoints carry no generated model card."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # transformers would copy the placeholder's special tokens into the model's config.
+        self.processing_class = None
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -107,8 +107,18 @@ def reward_model_from_policy(
     return _ready(model, settings)
 
 
-def save_model(model: PreTrainedModel, tokenizer: ChatTokenizer, folder: Path, *, card: str) -> None:
-    """Write model, tokenizer and model card as one folder, atomically."""
+def chat_format_of(path: str | Path) -> Literal["llama2", "tokenizer"]:
+    """The chat format that a model folder's config names; llama2 where it names none."""
+    _check_folder(path)
+    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    return "tokenizer" if getattr(config, "chat_format", "llama2") == "tokenizer" else "llama2"
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: ChatTokenizer, folder: Path, *, settings: RunSettings, card: str
+) -> None:
+    """Write model, tokenizer and model card as one folder, atomically; the config names the chat format."""
+    model.config.chat_format = settings.chat_format
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save(temporary)

@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
 
 from llama2_chat import interruption
 from llama2_chat.errors import TrainingError, UserInputError
@@ -27,7 +28,7 @@ from llama2_chat.stage import StageDirectory
 
 COMPLETE_MARKER = "complete"
 _OPTIMISER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin")
-_TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
+_LOGGED = ("loss", "grad_norm", "learning_rate", "entropy", "mean_token_accuracy", "accuracy", "epoch")
 
 
 def count_steps(sequences: int, training: TrainingConfig) -> int:
@@ -131,10 +132,10 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """One line a step; whatever depends on the clock stays out."""
+        """One line a step: what is the same in every run, resumed or not; clocks and counters stay out."""
         if logs is None or "loss" not in logs:
             return
-        record = {"step": state.global_step} | {k: v for k, v in logs.items() if k not in _TIMES}
+        record = {"step": state.global_step} | {key: logs[key] for key in _LOGGED if key in logs}
         if not math.isfinite(record["loss"]):
             raise TrainingError(
                 f"the loss became {record['loss']} at step {state.global_step}; lower training.learning_rate"
@@ -165,6 +166,7 @@ def run_trainer(trainer: Trainer, directory: StageDirectory, description: str) -
         Interrupted: a signal arrived; a checkpoint was written before.
         TrainingError: the loss is not finite.
     """
+    transformers_logging.disable_progress_bar()
     checkpoint = _last_complete(directory.checkpoints)
     trainer.remove_callback(PrinterCallback)
     callback = StageCallback(directory, description, trainer.args.max_steps)

@@ -1,0 +1,89 @@
+"""Messages → token ids and a loss mask, with the length policy; a mask is True where a token is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from llama2_chat.chat_format import ChatFormat
+from llama2_chat.dialogue import Dialogue, Message
+
+LossPolicy = Literal["all_answers", "last_answer", "all_tokens"]
+"""Which tokens are trained: every answer (SFT), the last one (made data), everything (pretraining)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedDialogue:
+    """Token ids and, for each, whether it is trained."""
+
+    input_ids: list[int]
+    loss_mask: list[bool]
+
+
+@dataclass
+class LengthReport:
+    """What the length policy did; each dialogue is counted under one of the three."""
+
+    kept: int = 0
+    shortened: int = 0
+    dropped: int = 0
+
+    def to_row(self) -> dict[str, int]:
+        """As metrics."""
+        return asdict(self)
+
+
+def tokenize_dialogue(
+    messages: Sequence[Message], chat_format: ChatFormat, loss_policy: LossPolicy
+) -> TokenizedDialogue:
+    """Token ids with the mask of `loss_policy`; under the answer policies a dialogue that ends with the user is
+    a prompt to be answered, and nothing in it is trained."""
+    segments = chat_format.segments(messages)
+    answers = [number for number, segment in enumerate(segments) if segment.trained]
+    if messages[-1].role != "assistant":
+        answers = []
+    if loss_policy == "last_answer":
+        answers = answers[-1:]
+    trained = set(range(len(segments))) if loss_policy == "all_tokens" else set(answers)
+    return TokenizedDialogue(
+        [token for segment in segments for token in segment.ids],
+        [number in trained for number, segment in enumerate(segments) for _ in segment.ids],
+    )
+
+
+def fit_to_length(
+    messages: Sequence[Message], chat_format: ChatFormat, max_tokens: int
+) -> tuple[Message, ...] | None:
+    """The messages, without as many of the oldest whole turns as it takes to fit into `max_tokens`.
+
+    The system message, the last question and its answer stay; None where even they are too long.
+    """
+    kept = tuple(messages)
+    system = kept[:1] if kept[0].role == "system" else ()
+    turns = kept[len(system) :]
+    while sum(len(segment.ids) for segment in chat_format.segments(system + turns)) > max_tokens:
+        if len(turns) <= 2:
+            return None
+        turns = turns[2:]
+    return system + turns
+
+
+def tokenize_dialogues(
+    dialogues: Iterable[Dialogue], chat_format: ChatFormat, loss_policy: LossPolicy, max_tokens: int
+) -> tuple[list[TokenizedDialogue], LengthReport]:
+    """Tokenise dialogues and count what the length policy shortened or dropped."""
+    result, report = [], LengthReport()
+    for dialogue in dialogues:
+        tokenized = tokenize_dialogue(dialogue.messages, chat_format, loss_policy)
+        if len(tokenized.input_ids) <= max_tokens:
+            report.kept += 1
+        else:
+            fitted = fit_to_length(dialogue.messages, chat_format, max_tokens)
+            if fitted is None:
+                report.dropped += 1
+                continue
+            tokenized = tokenize_dialogue(fitted, chat_format, loss_policy)
+            report.shortened += 1
+        result.append(tokenized)
+    return result, report

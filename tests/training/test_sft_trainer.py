@@ -1,0 +1,193 @@
+"""What cross-entropy training does to a model: the loss it minimises, and that batching changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from llama2_chat import interruption
+from llama2_chat.errors import UserInputError
+from llama2_chat.sft.config import SftTraining
+from llama2_chat.sft.trainer import train_sequences
+from llama2_chat.tokenization import TokenizedDialogue
+from llama2_chat.training import count_steps, warmup_steps
+
+
+def loss_from_the_definition(model, dialogues: list[TokenizedDialogue]) -> float:
+    """Mean over trained tokens of -log p(token | all before it), one dialogue at a time."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for dialogue in dialogues:
+            logprobs = functional.log_softmax(
+                model(input_ids=torch.tensor([dialogue.input_ids])).logits[0], -1
+            )
+            for position, (token, trained) in enumerate(
+                zip(dialogue.input_ids, dialogue.loss_mask, strict=True)
+            ):
+                if trained:
+                    total -= logprobs[position - 1, token].item()
+                    count += 1
+    return total / count
+
+
+def train(model, dialogues, settings, directory, **changes):
+    values = {
+        "learning_rate": 1e-3,
+        "batch_size": 4,
+        "epochs": 2,
+        "sequence_length": 32,
+        "checkpoint_steps": 3,
+        **changes,
+    }
+    return train_sequences(
+        model,
+        dialogues,
+        training=SftTraining(**values),
+        settings=settings,
+        directory=directory,
+        padding_id=0,
+        description="test",
+    )
+
+
+def records(directory) -> list[dict]:
+    return [json.loads(line) for line in directory.metrics_file.read_text().splitlines()]
+
+
+def test_the_loss_is_the_mean_over_answer_tokens(tiny_llama, dialogues, settings, stage_directory) -> None:
+    directory = stage_directory()
+    expected = loss_from_the_definition(tiny_llama(), dialogues)
+    train(tiny_llama(), dialogues, settings, directory, batch_size=64, epochs=1)
+    assert records(directory)[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_lowers_the_loss_of_answers(tiny_llama, dialogues, settings, stage_directory) -> None:
+    model = tiny_llama()
+    before = loss_from_the_definition(model, dialogues)
+    metrics = train(model, dialogues, settings, stage_directory(), epochs=8, learning_rate=5e-3)
+    assert loss_from_the_definition(model, dialogues) < 0.6 * before
+    assert metrics["loss_last"] < metrics["loss_first"]
+    assert metrics["trained_tokens"] == sum(sum(d.loss_mask) for d in dialogues)
+
+
+def test_prompts_are_not_learnt(tiny_llama, settings, stage_directory) -> None:
+    # Token 30 fills the prompt. Were the prompt trained, it would become the likely successor of BOS.
+    dialogue = TokenizedDialogue([1, 30, 30, 30, 5, 2], [False] * 4 + [True] * 2)
+    before, model = tiny_llama(), tiny_llama()
+    train(model, [dialogue] * 8, settings, stage_directory(), epochs=20)
+
+    def probability(of: int, after: list[int], under) -> float:
+        return under(input_ids=torch.tensor([after])).logits[0, -1].softmax(-1)[of].item()
+
+    assert probability(30, [1], model) < probability(30, [1], before)
+    assert probability(5, [1, 30, 30, 30], model) > 2 * probability(5, [1, 30, 30, 30], before)
+    assert probability(2, [1, 30, 30, 30, 5], model) > 2 * probability(2, [1, 30, 30, 30, 5], before)
+
+
+def test_accumulated_micro_batches_equal_one_batch(tiny_llama, dialogues, settings, stage_directory) -> None:
+    whole, parts = tiny_llama(), tiny_llama()
+    train(whole, dialogues, settings, stage_directory("whole"), batch_size=4)
+    train(parts, dialogues, settings, stage_directory("parts"), batch_size=4, micro_batch_size=1)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for a, b in zip(records(stage_directory("whole")), records(stage_directory("parts")), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_packed_training_equals_one_dialogue_a_row(tiny_llama, dialogues, settings, stage_directory) -> None:
+    # All dialogues in one optimiser step, in rows of 64 tokens against one row each.
+    packed, separate = tiny_llama(), tiny_llama()
+    train(packed, dialogues, settings, stage_directory("packed"), batch_size=64, sequence_length=64)
+    longest = max(len(d.input_ids) for d in dialogues)
+    train(separate, dialogues, settings, stage_directory("separate"), batch_size=64, sequence_length=longest)
+    for a, b in zip(packed.parameters(), separate.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def weights(model) -> dict[str, bytes]:
+    return {name: p.detach().numpy().tobytes() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 7])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_byte(
+    tiny_llama, dialogues, settings, stage_directory, monkeypatch, stop_after: int
+) -> None:
+    whole, directory = tiny_llama(), stage_directory("whole")
+    train(whole, dialogues, settings, directory)
+
+    interrupted = stage_directory("interrupted")
+    steps = iter(range(1, 1000))
+    monkeypatch.setattr(
+        interruption, "requested", lambda: signal.SIGTERM if next(steps) >= stop_after else None
+    )
+    monkeypatch.setattr(
+        interruption, "raise_if_requested", lambda: (_ for _ in ()).throw(interruption.Interrupted(15))
+    )
+    with pytest.raises(interruption.Interrupted):
+        train(tiny_llama(), dialogues, settings, interrupted)
+    monkeypatch.undo()
+    assert len(records(interrupted)) == stop_after
+    resumed = tiny_llama()
+    train(resumed, dialogues, settings, interrupted)
+    assert weights(resumed) == weights(whole)
+    assert interrupted.metrics_file.read_bytes() == directory.metrics_file.read_bytes()
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(
+    tiny_llama, dialogues, settings, stage_directory
+) -> None:
+    whole, directory = tiny_llama(), stage_directory("whole")
+    train(whole, dialogues, settings, directory)
+    broken = stage_directory("broken")
+    (broken.checkpoints / "checkpoint-3").mkdir(parents=True)
+    (broken.checkpoints / "checkpoint-3" / "model.safetensors").write_bytes(b"half")
+    broken.metrics_file.write_text('{"step": 1, "loss"')
+    model = tiny_llama()
+    train(model, dialogues, settings, broken)
+    assert weights(model) == weights(whole)
+    assert broken.metrics_file.read_bytes() == directory.metrics_file.read_bytes()
+
+
+def test_two_checkpoints_stay_without_optimiser_state(
+    tiny_llama, dialogues, settings, stage_directory
+) -> None:
+    directory = stage_directory()
+    train(tiny_llama(), dialogues, settings, directory)
+    kept = sorted(directory.checkpoints.glob("checkpoint-*"))
+    assert len(kept) == 2
+    assert not list(directory.checkpoints.rglob("optimizer.pt"))
+    assert not list(directory.checkpoints.rglob("*.pth"))
+
+
+def test_nothing_to_train_on_is_the_users_mistake(tiny_llama, settings, stage_directory) -> None:
+    with pytest.raises(UserInputError, match="no token to train on"):
+        train(tiny_llama(), [TokenizedDialogue([1, 5], [False, False])], settings, stage_directory())
+
+
+def test_micro_batches_must_fill_the_batch(tiny_llama, dialogues, settings, stage_directory) -> None:
+    with pytest.raises(UserInputError, match="micro_batch_size: 3 does not divide"):
+        train(tiny_llama(), dialogues, settings, stage_directory(), micro_batch_size=3)
+
+
+def test_steps_and_warmup() -> None:
+    training = SftTraining(batch_size=64, epochs=2)
+    assert count_steps(27_540, training) == 2 * 431  # 27,540 / 64 = 430.3
+    assert count_steps(27_540, SftTraining(batch_size=64, epochs=2, max_steps=10)) == 10
+    paper = SftTraining(warmup_ratio=0.03, min_warmup_steps=5)
+    assert warmup_steps(1000, paper) == 30
+    assert warmup_steps(100, paper) == 5
+    assert warmup_steps(3, paper) == 2
+
+
+def test_metrics_hold_no_times(tiny_llama, dialogues, settings, stage_directory) -> None:
+    directory = stage_directory()
+    train(tiny_llama(), dialogues, settings, directory)
+    assert len(records(directory)) > 5
+    assert not any("runtime" in key or "per_second" in key for row in records(directory) for key in row)
+    assert Path(os.path.commonpath([directory.path, directory.checkpoints])) == directory.path
