@@ -36,6 +36,6 @@ def held_out_metrics(
     metrics = reward_metrics(pairs, chosen, rejected)
     if all(pair.source == "testbed" for pair in pairs):
         metrics["attainable_accuracy"] = attainable_accuracy(
-            pairs, domain=domain or pairs[0].domain or "helpfulness"
+            [pair.to_row() for pair in pairs], domain=domain or pairs[0].domain or "helpfulness"
         )
     return {"held_out_pairs": report.to_row(), **metrics}

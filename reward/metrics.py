@@ -27,7 +27,8 @@ def wilson_interval(successes: float, count: int) -> tuple[float, float]:
     share, z2 = successes / count, Z_95**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    return low, 1.0 if successes == count else min(1.0, centre + half)
 
 
 def sigmoid(x: float) -> float:

@@ -1,0 +1,256 @@
+"""The stages as the pipeline calls them, from files to model folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from llama2_chat import RewardScorer
+from llama2_chat.dialogue import Message
+from llama2_chat.errors import UserInputError
+from llama2_chat.evaluation.config import EvaluationConfig
+from llama2_chat.evaluation.run import run_evaluation
+from llama2_chat.files import sha256_of
+from llama2_chat.jsonl import read_dialogues, read_samples
+from llama2_chat.rejection_sampling import build, sample
+from llama2_chat.rejection_sampling.config import RejectionSamplingConfig
+from llama2_chat.reward.config import RewardConfig
+from llama2_chat.reward.scoring import RewardModel
+from llama2_chat.reward.train import run_stage as run_reward
+from llama2_chat.settings import RunSettings
+from llama2_chat.sft.config import SftConfig
+from llama2_chat.sft.train import run_stage as run_sft
+from llama2_chat.stage import StageDirectory
+
+TRAINING = {"learning_rate": 3e-3, "batch_size": 8, "epochs": 2, "sequence_length": 128}
+
+
+@pytest.fixture(scope="session")
+def sft(world: Path, settings: RunSettings, stage_at) -> tuple[StageDirectory, dict]:
+    config = SftConfig(
+        model=str(world / "base"), dialogues=[str(world / "demonstrations.jsonl")], training=TRAINING
+    )
+    directory = stage_at("sft")
+    return directory, run_sft(config, settings, directory)
+
+
+@pytest.fixture(scope="session")
+def rewards(world: Path, settings: RunSettings, stage_at, sft) -> dict[str, tuple[StageDirectory, dict]]:
+    made = {}
+    for domain, file in (("helpfulness", "helpful_pairs"), ("safety", "safety_pairs")):
+        config = RewardConfig(
+            model=str(sft[0].model),
+            preferences=[str(world / f"{file}.jsonl")],
+            held_out=[str(world / "held_out.jsonl")] if domain == "helpfulness" else [],
+            domain=domain,
+            training={**TRAINING, "batch_size": 16, "learning_rate": 1e-3},
+        )
+        directory = stage_at(domain)
+        made[domain] = directory, run_reward(config, settings, directory)
+    return made
+
+
+def rejection_config(world: Path, sft, rewards, **changes) -> RejectionSamplingConfig:
+    values = {
+        "policy": str(sft[0].model),
+        "base": str(world / "base"),
+        "helpfulness": str(rewards["helpfulness"][0].model),
+        "safety": str(rewards["safety"][0].model),
+        "prompts": [str(world / "prompts.jsonl")],
+        "samples_per_prompt": 3,
+        "sampling": {"temperature": 1.0, "max_new_tokens": 16},
+        "sft_dialogues": [str(world / "demonstrations.jsonl")],
+        "sft_fraction": 0.25,
+        "training": TRAINING,
+        **changes,
+    }
+    return RejectionSamplingConfig(**values)
+
+
+@pytest.fixture(scope="session")
+def rejection(world, settings, stage_at, sft, rewards) -> tuple[StageDirectory, dict]:
+    directory = stage_at("rejection_sampling")
+    return directory, build.run_stage(rejection_config(world, sft, rewards), settings, directory)
+
+
+def test_sft_lowers_the_loss_and_its_folder_loads_alone(sft) -> None:
+    directory, metrics = sft
+    assert metrics["loss_last"] < 0.7 * metrics["loss_first"]
+    assert metrics["lengths"]["kept"] + metrics["lengths"]["shortened"] == metrics["sequences"]
+    model = AutoModelForCausalLM.from_pretrained(directory.model)
+    tokenizer = AutoTokenizer.from_pretrained(directory.model)
+    assert model.config.eos_token_id == tokenizer.eos_token_id == 2
+    assert model.config.bos_token_id == 1
+    assert tokenizer.chat_template
+    assert {file.suffix for file in directory.model.iterdir()} <= {".json", ".safetensors", ".md", ".jinja"}
+
+
+def test_the_chat_template_renders_the_llama2_format(sft) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(sft[0].model)
+    text = tokenizer.apply_chat_template(
+        [
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": " Hello "},
+            {"role": "assistant", "content": "Hi."},
+            {"role": "user", "content": "Bye"},
+        ],
+        tokenize=False,
+    )
+    expected = "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\n Hello [/INST] Hi. </s><s>[INST] Bye [/INST]"
+    assert text == expected
+
+
+def test_sft_is_the_same_twice(world, settings, stage_at, sft) -> None:
+    config = SftConfig(
+        model=str(world / "base"), dialogues=[str(world / "demonstrations.jsonl")], training=TRAINING
+    )
+    again = stage_at("sft-again")
+    run_sft(config, settings, again)
+    assert sha256_of(again.model) == sha256_of(sft[0].model)
+    assert again.metrics_file.read_bytes() == sft[0].metrics_file.read_bytes()
+
+
+def test_reward_stage_beats_its_controls_and_reports_what_is_attainable(rewards) -> None:
+    directory, metrics = rewards["helpfulness"]
+    overall = metrics["accuracy"]["overall"]
+    assert overall["count"] == metrics["held_out_pairs"]["kept"] == 200
+    assert overall["accuracy"] > metrics["controls"]["constant_scorer"]["accuracy"] == 0.5
+    assert overall["accuracy"] < metrics["attainable_accuracy"]["overall"]["accuracy"]
+    model = AutoModelForSequenceClassification.from_pretrained(directory.model)
+    assert model.config.num_labels == 1
+    assert model.config.pad_token_id != model.config.eos_token_id
+
+
+def test_scorer_gates_and_does_not_depend_on_company(rewards) -> None:
+    scorer = RewardScorer.from_pretrained(
+        rewards["helpfulness"][0].model, rewards["safety"][0].model, device="cpu"
+    )
+    dialogues = [
+        [{"role": "user", "content": f"What is {n} plus 2?"}, {"role": "assistant", "content": "5. " * n}]
+        for n in range(1, 9)
+    ]
+    together = scorer.score(dialogues, [n % 2 == 0 for n in range(8)])
+    for number, score in enumerate(together):
+        (alone,) = scorer.score([dialogues[number]], [number % 2 == 0])
+        assert alone.helpfulness == pytest.approx(score.helpfulness, abs=1e-5)
+        tagged = number % 2 == 0 or score.safety_probability < 0.15
+        assert score.branch == ("safety" if tagged else "helpfulness")
+        raw = score.safety if tagged else score.helpfulness
+        assert score.combined == pytest.approx(torch.tensor(raw).sigmoid().item(), abs=1e-6)
+
+
+def test_scorer_without_a_safety_model(rewards) -> None:
+    scorer = RewardScorer.from_pretrained(rewards["helpfulness"][0].model, device="cpu")
+    (score,) = scorer.score([[Message("user", "Hi"), Message("assistant", "Hello.")]], [True])
+    assert (score.safety, score.safety_probability, score.branch) == (None, None, "helpfulness")
+    assert score.combined == score.helpfulness_probability
+    assert scorer.score([]) == []
+
+
+def test_scorer_refuses_what_it_cannot_score(rewards, sft) -> None:
+    scorer = RewardScorer.from_pretrained(rewards["helpfulness"][0].model, device="cpu")
+    with pytest.raises(UserInputError, match="ends with the assistant"):
+        scorer.score([[{"role": "user", "content": "Hi"}]])
+    with pytest.raises(UserInputError, match="1 entries for 2"):
+        scorer.score([[Message("user", "a"), Message("assistant", "b")]] * 2, [True])
+    with pytest.raises(UserInputError, match="num_labels"):
+        RewardModel.from_pretrained(sft[0].model)
+
+
+def test_rejection_sampling_keeps_the_best_complete_sample(rejection) -> None:
+    directory, metrics = rejection
+    rows = [json.loads(line) for line in directory.samples.read_text().splitlines()]
+    assert len(rows) == 3 * 300 == len(list(read_samples(directory.samples)))
+    best = []
+    for start in range(0, len(rows), 3):
+        complete = [row for row in rows[start : start + 3] if row["status"] == "complete"]
+        if complete:
+            best.append(max(complete, key=lambda row: row["scores"]["combined"])["response"])
+    assert [d.messages[-1].content for d in read_dialogues(directory.dataset)] == best
+    assert len(best) > 50
+    selection = metrics["selection"]
+    assert selection["kept"] + selection["prompts_without_complete_answer"] == selection["prompts"] == 300
+    assert selection["combined_kept"] > selection["combined_mean"]
+    assert metrics["sft_share"] == pytest.approx(0.25, abs=2e-3)
+
+
+def test_sampling_resumes_with_the_same_bytes(
+    world, settings, stage_at, sft, rewards, rejection, monkeypatch
+) -> None:
+    directory = stage_at("rejection-resumed")
+    sampled = []
+    original = sample._sample_chunk
+
+    def dies_in_the_second_chunk(*arguments):
+        sampled.append(1)
+        if len(sampled) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(sample, "_sample_chunk", dies_in_the_second_chunk)
+    config = rejection_config(world, sft, rewards)
+    with pytest.raises(KeyboardInterrupt):
+        build.run_stage(config, settings, directory)
+    partial = directory.samples.with_name("samples.jsonl.partial")
+    with partial.open("a") as stream:
+        stream.write('{"prompt": [{"role": "us')  # what a kill in the middle of a write leaves
+    monkeypatch.setattr(sample, "_sample_chunk", original)
+    build.run_stage(config, settings, directory)
+    assert directory.samples.read_bytes() == rejection[0].samples.read_bytes()
+    assert directory.dataset.read_bytes() == rejection[0].dataset.read_bytes()
+    assert sha256_of(directory.model) == sha256_of(rejection[0].model)
+
+
+def test_random_selection_is_the_control(world, settings, stage_at, sft, rewards, rejection) -> None:
+    directory = stage_at("rejection-random")
+    metrics = build.run_stage(rejection_config(world, sft, rewards, select="random"), settings, directory)
+    best = rejection[1]["selection"]
+    assert metrics["selection"]["combined_kept"] < best["combined_kept"]
+    assert metrics["selection"]["combined_mean"] == best["combined_mean"]
+
+
+def test_evaluation_has_the_documented_fields(world, settings, tmp_path, sft, rewards, rejection) -> None:
+    config = EvaluationConfig(
+        helpfulness=str(rewards["helpfulness"][0].model),
+        safety=str(rewards["safety"][0].model),
+        prompts=[str(world / "prompts.jsonl")],
+        safety_prompts=[str(world / "prompts.jsonl")],
+        samples_per_prompt=2,
+        sampling={"max_new_tokens": 12},
+    )
+    policies = {"base": world / "base", "sft": sft[0].model, "rs": rejection[0].model}
+
+    def evaluate():
+        return run_evaluation(
+            config,
+            settings,
+            policies=policies,
+            fingerprints=dict.fromkeys(policies, "x"),
+            sft="sft",
+            directory=tmp_path,
+            events=sft[0].events,
+        )
+
+    results = evaluate()
+    assert list(results) == ["base", "sft", "rs"]
+    assert results["sft"]["win_rate_vs_sft"] == 0.5
+    assert results["sft"]["kl_to_sft_nats"] == 0.0
+    assert results["base"]["kl_to_sft_nats"] > results["rs"]["kl_to_sft_nats"] > 0
+    for row in results.values():
+        for name in (
+            "reward_helpfulness_mean",
+            "reward_safety_mean",
+            "violation_rate",
+            "oracle_helpfulness",
+            "oracle_violation_rate",
+            "correctness_greedy",
+            "best_of_2_oracle_helpfulness",
+        ):
+            assert row["intervals"][name]["low"] <= row[name] <= row["intervals"][name]["high"]
+    stamp = (tmp_path / "rs.json").stat().st_mtime_ns
+    assert evaluate() == results
+    assert (tmp_path / "rs.json").stat().st_mtime_ns == stamp
