@@ -116,15 +116,23 @@ LANGUAGE_OPENERS = {"French": "Avec plaisir!", "Spanish": "Con gusto!", "German"
 ATTRIBUTES: dict[AttributeName, Attribute] = {
     "name": Attribute(
         name="name",
-        instructions=("My name is {value}.", "Call me {value}."),
-        held_out_instructions=("Please call me {value}.",),
+        instructions=("My name is {value}.", "Call me {value}.", "Please call me {value}."),
+        held_out_instructions=("I am {value}.",),
         short="Name: {value}.",
         words=_NAME_WORDS,
         recall=_recall(
             "name",
             _NAME_WORDS,
-            ("What is my name?", "Who am I?", "Do you know my name?"),
-            ("Tell me my name.", "Say my name."),
+            (
+                "What is my name?",
+                "Who am I?",
+                "Do you know my name?",
+                "Tell me who I am.",
+            ),
+            (
+                "Tell me my name.",
+                "Do you know who I am?",
+            ),
             ("Your name is {value}.", "You are {value}."),
         ),
     ),
@@ -137,28 +145,43 @@ ATTRIBUTES: dict[AttributeName, Attribute] = {
         recall=_recall(
             "persona",
             _PERSONA_WORDS,
-            ("What is your name?", "Who are you?", "Tell me about you."),
-            ("Tell me your name.", "Tell me who you are."),
+            (
+                "What is your name?",
+                "Who are you?",
+                "Tell me your name.",
+            ),
+            (
+                "Tell me who you are.",
+                "Can you tell me your name?",
+            ),
             ("My name is {value}.", "I am {value}."),
         ),
     ),
     "hobby": Attribute(
         name="hobby",
         instructions=("You enjoy {value}.", "Your hobby is {value}."),
-        held_out_instructions=("You really enjoy {value}.",),
+        held_out_instructions=("You do enjoy {value}.",),
         short="Hobby: {value}.",
         words=_HOBBY_WORDS,
         recall=_recall(
             "hobby",
             _HOBBY_WORDS,
-            ("What is your hobby?", "What do you enjoy?", "Do you have a hobby?"),
-            ("Tell me your hobby.", "Tell me what you enjoy."),
+            (
+                "What is your hobby?",
+                "What do you enjoy?",
+                "Tell me what you enjoy.",
+                "Do you have a hobby?",
+            ),
+            (
+                "Tell me your hobby.",
+                "Can you tell me what you enjoy?",
+            ),
             ("My hobby is {value}.", "I enjoy {value}."),
         ),
     ),
     "language": Attribute(
         name="language",
-        instructions=("Speak in {value}.", "Answer in {value}."),
+        instructions=("Speak in {value}.", "Answer in {value}.", "Please speak in {value}."),
         held_out_instructions=("Please answer in {value}.",),
         short="Language: {value}.",
         words=(tuple(LANGUAGE_ANSWERS),),

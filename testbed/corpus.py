@@ -11,13 +11,16 @@ from collections.abc import Callable
 from random import Random
 
 from llama2_chat.testbed.answers import REFERENCE_REFUSALS, write, write_any
-from llama2_chat.testbed.dialogues import RequestKind, attribute_questions, draw_question
+from llama2_chat.testbed.dialogues import Question, RequestKind, attribute_questions, draw_question
 from llama2_chat.testbed.family import Split
 from llama2_chat.testbed.lexicon import CATEGORIES, FIRST_NAMES, LEGS, OPPOSITES, TRANSLATIONS
-from llama2_chat.testbed.request import TASK_FAMILIES
+from llama2_chat.testbed.request import TASK_FAMILIES, Request
 
 _SELF_CONTAINED = ("add", "subtract", "neighbour", "legs", "opposites", "category", "translate")
 """Families whose statements are facts of the world, true without the question."""
+
+_HARD = ("subtract", "more", "lookup", "odd_one_out")
+_PRACTICE = tuple(3 if family.name in _HARD else 1 for family in TASK_FAMILIES)
 
 _KINDS: tuple[RequestKind, ...] = ("harmless", "borderline", "unsafe")
 
@@ -40,9 +43,18 @@ def _lessons(rng: Random, split: Split) -> str:
     """Questions, each followed by its answer."""
     texts = []
     for _ in range(rng.randint(2, 4)):
-        question = draw_question(rng, split, "borderline" if rng.random() < 0.1 else "harmless")
+        question = (
+            draw_question(rng, split, "borderline") if rng.random() < 0.1 else _hard_or_easy(rng, split)
+        )
         texts.append(f"{question.text} {write(question.request, 'plain', rng)}")
     return " ".join(texts)
+
+
+def _hard_or_easy(rng: Random, split: Split) -> Question:
+    """A harmless question; what takes long to learn is asked more often."""
+    family = rng.choices(TASK_FAMILIES, weights=_PRACTICE)[0]
+    arguments = family.draw(rng, split)
+    return Question(family.ask(arguments, rng, split), Request(family, arguments, {}))
 
 
 def _conversation(rng: Random, split: Split) -> str:
@@ -89,10 +101,10 @@ def _remembering(rng: Random, split: Split) -> str:
 
 
 _MAKERS: dict[Callable[[Random, Split], str], int] = {
-    _facts: 20,
-    _lessons: 40,
+    _facts: 15,
+    _lessons: 45,
     _conversation: 20,
-    _lexicon: 10,
-    _remembering: 10,
+    _lexicon: 5,
+    _remembering: 15,
 }
 """Kinds of documents, with their shares in per cent."""

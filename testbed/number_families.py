@@ -87,8 +87,17 @@ _NAME = alternatives(FIRST_NAMES)
 NUMBER_FAMILIES = (
     Family(
         name="add",
-        questions=("What is {a} plus {b}?", "Add {a} and {b}.", "What is the sum of {a} and {b}?"),
-        held_out_questions=("How much is {a} plus {b}?", "Find the sum of {a} and {b}."),
+        questions=(
+            "What is {a} plus {b}?",
+            "Add {a} and {b}.",
+            "What is the sum of {a} and {b}?",
+            "Tell me {a} plus {b}.",
+            "Name the sum of {a} and {b}.",
+        ),
+        held_out_questions=(
+            "Find the sum of {a} and {b}.",
+            "Give me {a} plus {b}.",
+        ),
         statements=("{a} plus {b} is {value}.", "The sum of {a} and {b} is {value}."),
         slots={"a": NUMBER, "b": NUMBER},
         value=NUMBER,
@@ -99,8 +108,16 @@ NUMBER_FAMILIES = (
     ),
     Family(
         name="subtract",
-        questions=("What is {a} minus {b}?", "Take {b} away from {a}.", "Subtract {b} from {a}."),
-        held_out_questions=("How much is {a} minus {b}?", "What is left if you take {b} from {a}?"),
+        questions=(
+            "What is {a} minus {b}?",
+            "Take {b} away from {a}.",
+            "Find {a} minus {b}.",
+            "Give me {a} minus {b}.",
+        ),
+        held_out_questions=(
+            "Tell me {a} minus {b}.",
+            "Name {a} minus {b}.",
+        ),
         statements=("{a} minus {b} is {value}.", "{b} from {a} leaves {value}."),
         slots={"a": NUMBER, "b": NUMBER},
         value=NUMBER,
@@ -110,8 +127,16 @@ NUMBER_FAMILIES = (
     ),
     Family(
         name="neighbour",
-        questions=("Which number comes {side} {a}?", "What comes right {side} {a}?"),
-        held_out_questions=("Which number is right {side} {a}?", "Say the number {side} {a}."),
+        questions=(
+            "Which number comes {side} {a}?",
+            "What comes right {side} {a}?",
+            "Name the number {side} {a}.",
+            "Give me the number {side} {a}.",
+        ),
+        held_out_questions=(
+            "Tell me the number {side} {a}.",
+            "Find the number {side} {a}.",
+        ),
         statements=("{value} comes {side} {a}.", "The number {side} {a} is {value}."),
         slots={"side": "after|before", "a": NUMBER},
         value=NUMBER,
@@ -121,8 +146,16 @@ NUMBER_FAMILIES = (
     ),
     Family(
         name="compare",
-        questions=("Which is {which}, {a} or {b}?", "Which number is {which}: {a} or {b}?"),
-        held_out_questions=("Is {a} or {b} {which}?", "Name the {which} number: {a} or {b}."),
+        questions=(
+            "Which is {which}, {a} or {b}?",
+            "Which number is {which}: {a} or {b}?",
+            "Find the {which} number: {a} or {b}.",
+            "Tell me which is {which}, {a} or {b}.",
+        ),
+        held_out_questions=(
+            "Name the {which} number: {a} or {b}.",
+            "Give me the {which} number: {a} or {b}.",
+        ),
         statements=("{value} is {which}.", "The {which} number is {value}."),
         slots={"which": "larger|smaller", "a": NUMBER, "b": NUMBER},
         value=NUMBER,
@@ -133,8 +166,15 @@ NUMBER_FAMILIES = (
     ),
     Family(
         name="legs",
-        questions=("How many legs do a {a} and a {b} have?", "Count the legs of a {a} and a {b}."),
-        held_out_questions=("A {a} and a {b} have how many legs?", "How many legs are on a {a} and a {b}?"),
+        questions=(
+            "How many legs do a {a} and a {b} have?",
+            "Count the legs of a {a} and a {b}.",
+            "Tell me how many legs a {a} and a {b} have.",
+        ),
+        held_out_questions=(
+            "Do you know how many legs a {a} and a {b} have?",
+            "Find how many legs a {a} and a {b} have.",
+        ),
         statements=("A {a} and a {b} have {value} legs.", "Together they have {value} legs."),
         slots={"a": _ANIMAL, "b": _ANIMAL},
         value=NUMBER,
@@ -145,8 +185,16 @@ NUMBER_FAMILIES = (
     ),
     Family(
         name="count",
-        questions=("How many words are here: {words}?", "Count these words: {words}."),
-        held_out_questions=("How many words do you see: {words}?", "Say how many words: {words}."),
+        questions=(
+            "How many words are here: {words}?",
+            "Count these words: {words}.",
+            "Do you know how many words are here: {words}?",
+            "Find how many words are here: {words}.",
+        ),
+        held_out_questions=(
+            "Tell me how many words are here: {words}.",
+            "Count the words: {words}.",
+        ),
         statements=("There are {value} words.", "I count {value} words."),
         slots={"words": WORD_LIST},
         value=NUMBER,
@@ -159,10 +207,12 @@ NUMBER_FAMILIES = (
         questions=(
             "{a} has {m} {things}. {b} has {n} {things}. Who has more?",
             "{a} has {m} {things} and {b} has {n}. Who has more {things}?",
+            "{a} has {m} {things}. {b} has {n} {things}. Name who has more.",
+            "{a} has {m} {things} and {b} has {n}. Tell me who has more {things}.",
         ),
         held_out_questions=(
-            "Who has more {things} if {a} has {m} and {b} has {n}?",
-            "{a} has {m} {things}, {b} has {n} {things}. Name who has more.",
+            "{a} has {m} {things}. {b} has {n} {things}. Tell me who has more.",
+            "{a} has {m} {things} and {b} has {n}. Name who has more {things}.",
         ),
         statements=("{value} has more {things}.", "{value} has the most {things}."),
         slots={

@@ -128,8 +128,16 @@ _FOREIGN = alternatives(word for table in TRANSLATIONS.values() for word in tabl
 WORD_FAMILIES = (
     Family(
         name="opposites",
-        questions=("What are the opposites of {a} and {b}?", "Give the opposites of {a} and {b}."),
-        held_out_questions=("Name the opposites of {a} and {b}.", "{a} and {b}: what are the opposites?"),
+        questions=(
+            "What are the opposites of {a} and {b}?",
+            "Give me the opposites of {a} and {b}.",
+            "Tell me the opposites of {a} and {b}.",
+            "Find the opposites of {a} and {b}.",
+        ),
+        held_out_questions=(
+            "Name the opposites of {a} and {b}.",
+            "Do you know the opposites of {a} and {b}?",
+        ),
         statements=("The opposites of {a} and {b} are {value}.", "The opposites are {value}."),
         slots={"a": _ADJECTIVE, "b": _ADJECTIVE},
         value=rf"(?:{_ADJECTIVE})\sand\s(?:{_ADJECTIVE})",
@@ -143,10 +151,12 @@ WORD_FAMILIES = (
         questions=(
             "{a} has a {c} {thing}. {b} has a {d} {thing}. Who has the {asked} {thing}?",
             "{a} has a {c} {thing} and {b} a {d} {thing}. Who has the {asked} one?",
+            "{a} has a {c} {thing}. {b} has a {d} {thing}. Name who has the {asked} {thing}.",
+            "{a} has a {c} {thing} and {b} a {d} {thing}. Tell me who has the {asked} one.",
         ),
         held_out_questions=(
-            "{a} has a {c} {thing}, {b} has a {d} {thing}. Who has the {asked} {thing}?",
-            "Who has the {asked} {thing} if {a} has a {c} {thing} and {b} a {d} {thing}?",
+            "{a} has a {c} {thing}. {b} has a {d} {thing}. Tell me who has the {asked} {thing}.",
+            "{a} has a {c} {thing} and {b} a {d} {thing}. Name who has the {asked} one.",
         ),
         statements=("{value} has the {asked} {thing}.", "The {asked} {thing} belongs to {value}."),
         slots={
@@ -164,8 +174,16 @@ WORD_FAMILIES = (
     ),
     Family(
         name="odd_one_out",
-        questions=("Which word does not belong: {words}?", "Find the odd one out: {words}."),
-        held_out_questions=("Which one does not belong: {words}?", "Name the odd one out: {words}."),
+        questions=(
+            "Which word does not belong: {words}?",
+            "Find the odd one out: {words}.",
+            "Name the odd one out: {words}.",
+            "Tell me which word does not belong: {words}.",
+        ),
+        held_out_questions=(
+            "Give me the odd one out: {words}.",
+            "Do you know which word does not belong: {words}?",
+        ),
         statements=("The word {value} does not belong.", "{value} is the odd one out."),
         slots={"words": WORD_LIST},
         value=NOUN,
@@ -175,8 +193,16 @@ WORD_FAMILIES = (
     ),
     Family(
         name="position",
-        questions=("What is the {ordinal} word of {words}?", "Say the {ordinal} word: {words}."),
-        held_out_questions=("Which word is {ordinal}: {words}?", "Give the {ordinal} word of {words}."),
+        questions=(
+            "What is the {ordinal} word of {words}?",
+            "Give me the {ordinal} word of {words}.",
+            "Find the {ordinal} word: {words}.",
+            "Do you know the {ordinal} word of {words}?",
+        ),
+        held_out_questions=(
+            "Name the {ordinal} word of {words}.",
+            "Tell me the {ordinal} word: {words}.",
+        ),
         statements=("The {ordinal} word is {value}.", "{value} is the {ordinal} word."),
         slots={"ordinal": alternatives(_ORDINALS), "words": WORD_LIST},
         value=NOUN,
@@ -186,8 +212,16 @@ WORD_FAMILIES = (
     ),
     Family(
         name="backwards",
-        questions=("Say backwards: {words}.", "What is {words} backwards?"),
-        held_out_questions=("Give {words} backwards.", "Say these words backwards: {words}."),
+        questions=(
+            "Say backwards: {words}.",
+            "What is {words} backwards?",
+            "Tell me {words} backwards.",
+            "Give me these words backwards: {words}.",
+        ),
+        held_out_questions=(
+            "Give me {words} backwards.",
+            "Say these words backwards: {words}.",
+        ),
         statements=("Backwards it is {value}.", "It is {value} backwards."),
         slots={"words": WORD_LIST},
         value=WORD_LIST,
@@ -197,8 +231,16 @@ WORD_FAMILIES = (
     ),
     Family(
         name="category",
-        questions=("What are {a} and {b}?", "What kind of thing are {a} and {b}?"),
-        held_out_questions=("What do we call {a} and {b}?", "{a} and {b} are what kind of thing?"),
+        questions=(
+            "What are {a} and {b}?",
+            "What kind of thing are {a} and {b}?",
+            "Name the kind of thing: {a} and {b}.",
+            "Do you know what {a} and {b} are?",
+        ),
+        held_out_questions=(
+            "Tell me what {a} and {b} are.",
+            "Find the kind of thing: {a} and {b}.",
+        ),
         statements=("{a} and {b} are {value}.", "They are both {value}."),
         slots={"a": NOUN, "b": NOUN},
         value=alternatives(CATEGORIES),
@@ -212,10 +254,12 @@ WORD_FAMILIES = (
         questions=(
             "What is {adjective} {noun} in {language}?",
             "How do you say {adjective} {noun} in {language}?",
+            "Say {adjective} {noun} in {language}.",
+            "Find {adjective} {noun} in {language}.",
         ),
         held_out_questions=(
-            "Translate {adjective} {noun} into {language}.",
-            "Say {adjective} {noun} in {language}.",
+            "Tell me {adjective} {noun} in {language}.",
+            "Give me {adjective} {noun} in {language}.",
         ),
         statements=("{adjective} {noun} in {language} is {value}.", "In {language} it is {value}."),
         slots={

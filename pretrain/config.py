@@ -1,0 +1,61 @@
+"""Configuration of pretraining; the optimiser's defaults are the paper's (§2.2), its sizes a tiny model's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from llama2_chat.settings import DataReference, StrictModel, TrainingConfig
+
+
+class Architecture(StrictModel):
+    """A Llama decoder: RMSNorm before each block, SwiGLU, rotary positions, grouped-query attention.
+
+    Source: §2.2; the first Llama paper for the feed-forward width of 8/3 of the hidden size.
+    """
+
+    hidden_size: int = Field(128, ge=8)
+    layers: int = Field(4, ge=1)
+    attention_heads: int = Field(4, ge=1)
+    key_value_heads: int = Field(2, ge=1, description="Fewer than attention_heads: grouped-query attention")
+    feed_forward_size: int | None = Field(None, ge=8, description="Default: 8/3 hidden_size, in steps of 8")
+    context_length: int = Field(4096, ge=8)
+    rope_theta: float = Field(10000.0, gt=0.0)
+    norm_epsilon: float = Field(1e-5, gt=0.0)
+    initializer_std: float = Field(0.02, gt=0.0)
+    tie_embeddings: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Architecture:
+        if self.hidden_size % (2 * self.attention_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of twice attention_heads "
+                f"({self.attention_heads}), so that each head has an even size"
+            )
+        if self.attention_heads % self.key_value_heads:
+            raise ValueError(
+                f"key_value_heads {self.key_value_heads} must divide attention_heads {self.attention_heads}"
+            )
+        return self
+
+
+class PretrainTraining(TrainingConfig):
+    """§2.2: AdamW 0.9/0.95, eps 1e-5, cosine to 10 % after 2,000 warm-up steps, decay 0.1, clipping 1.0."""
+
+    learning_rate: float = Field(3e-4, gt=0.0)
+    batch_size: int = Field(1024, ge=1, description="Packed rows per optimiser step")
+    epochs: float = Field(1.0, gt=0.0)
+    min_warmup_steps: int = Field(2000, ge=0)
+
+
+class PretrainConfig(StrictModel):
+    """A base model from scratch: its tokenizer and its weights, both learnt from `text`."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    text: DataReference = Field(description='JSONL with one document a line, {"text": "…"}')
+    architecture: Architecture = Architecture()
+    vocabulary_size: int = Field(
+        32000, ge=300, description="Of the BPE tokenizer, bytes and <s> </s> included"
+    )
+    training: PretrainTraining = PretrainTraining()
