@@ -1,18 +1,20 @@
 """Chat formats: how messages become token ids, and which of those ids are an answer.
 
-`llama2` is the format of Meta's released code, token for token; `tokenizer` renders the tokenizer's own
-chat template.
+`llama2` is the format of Meta's released code, token for token; `tokenizer` is the tokenizer's own chat
+template.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol
 
-from llama2_chat.dialogue import Message
+from llama2_chat.chat_template import ChatTemplate
+from llama2_chat.dialogue import Message, check_role_order
 from llama2_chat.errors import UserInputError
-from llama2_chat.tokenizers import ChatTokenizer
+from llama2_chat.tokenizers import LLAMA2_TEMPLATE, ChatTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,119 +45,147 @@ class ChatFormat(Protocol):
 
 
 def build_chat_format(name: Literal["llama2", "tokenizer"], tokenizer: ChatTokenizer) -> ChatFormat:
-    """The chat format that a recipe names."""
+    """The chat format that a recipe names; `tokenizer` is from then on saved with that format's template."""
     return Llama2ChatFormat(tokenizer) if name == "llama2" else TokenizerChatFormat(tokenizer)
 
 
 class Llama2ChatFormat:
     """BOS `[INST] {user} [/INST] {answer} ` EOS, every turn encoded in one call and on its own.
 
-    A system message is folded into the first user message. Source: PAPER's released reference code.
+    A system message is folded into the first user message. Source: the reference code released with
+    "Llama 2: Open Foundation and Fine-Tuned Chat Models".
     """
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
+        """Raises UserInputError if the tokenizer has no BOS."""
         self.tokenizer = tokenizer
+        self.bos_id = tokenizer.bos_id
         self.stop_id = tokenizer.eos_id
+        tokenizer.chat_template = LLAMA2_TEMPLATE
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """See `ChatFormat.segments`."""
+        """See `ChatFormat.segments`.
+
+        Raises:
+            ValueError: the roles are out of order.
+            UserInputError: the tokenizer merges text across the end of the prompt.
+        """
+        check_role_order(messages)
         result = []
         users, answers = _folded(messages)
         for number, user in enumerate(users):
             prompt_text = f"[INST] {user.strip()} [/INST]"
             prompt = self.tokenizer.encode(prompt_text)
-            result.append(Segment([self.tokenizer.bos_id, *prompt], trained=False))
+            result.append(Segment([self.bos_id, *prompt], trained=False))
             if number < len(answers):
                 whole = self.tokenizer.encode(f"{prompt_text} {answers[number].strip()} ")
                 if whole[: len(prompt)] != prompt:
                     raise UserInputError(
-                        f"this tokenizer merges the end of the prompt with the answer in {user!r}; "
-                        "the Llama 2 format cannot be used with it, choose chat_format: tokenizer"
+                        f"chat_format: this tokenizer merges the end of the prompt {prompt_text[-60:]!r} with the "
+                        "answer, so the Llama 2 format cannot be used with it; choose chat_format: tokenizer"
                     )
-                result.append(Segment([*whole[len(prompt) :], self.tokenizer.eos_id], trained=True))
+                result.append(Segment([*whole[len(prompt) :], self.stop_id], trained=True))
         return result
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """See `ChatFormat.prompt_ids`."""
-        return _joined_prompt(self.segments(messages), messages)
+        return _prompt_ids(self, messages)
 
     def decode_response(self, ids: Sequence[int]) -> str:
         """See `ChatFormat.decode_response`."""
-        return self.tokenizer.decode(_until(ids, self.stop_id)).strip()
+        return _decode_response(ids, self.stop_id, self.tokenizer)
 
 
 class TokenizerChatFormat:
-    """The tokenizer's own chat template; answers are found by comparing rendered prefixes."""
+    """The tokenizer's own chat template.
+
+    An answer ends with the first control token that the template writes after it, which is also where
+    sampling stops; what the template writes between that token and the next turn is prompt again, and is
+    left out at the end of a dialogue.
+    """
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
-        if tokenizer.hf is None or tokenizer.hf.chat_template is None:
-            raise UserInputError("chat_format: this tokenizer has no chat template; use llama2")
+        """Raises UserInputError if the tokenizer has no template or the template never ends an answer."""
         self.tokenizer = tokenizer
-        self.stop_id = tokenizer.eos_id
+        self._template = ChatTemplate(tokenizer.hf)
+        tokenizer.chat_template = self._template.source
+        self.stop_id = self._find_stop_id()
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """See `ChatFormat.segments`."""
-        result: list[Segment] = []
-        seen: list[int] = []
-        for number, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            for count, prompt, trained in ((number, True, False), (number + 1, False, True)):
-                ids = self._render(messages[:count], prompt=prompt)
-                if trained:
-                    ids = self._through_stop(ids, len(seen))
-                if ids[: len(seen)] != seen:
-                    raise UserInputError(
-                        "chat_format: this tokenizer's template changes earlier turns when a turn is added, so "
-                        "answers cannot be found in it; use llama2 or a template that only appends"
-                    )
-                result.append(Segment(ids[len(seen) :], trained))
-                seen = ids
-        if messages[-1].role == "user":
-            ids = self._render(messages, prompt=True)
-            if ids[: len(seen)] != seen:
-                raise UserInputError("chat_format: this tokenizer's template changes earlier turns")
-            result.append(Segment(ids[len(seen) :], trained=False))
-        return result
+        """See `ChatFormat.segments`.
+
+        Raises:
+            ValueError: the roles are out of order.
+            UserInputError: the template refuses the dialogue, or answers cannot be found in its output.
+        """
+        check_role_order(messages)
+        pieces = self._pieces(messages)
+        for place in range(1, len(pieces), 2):
+            answer = pieces[place] + pieces[place + 1]
+            # The stop token may lie just outside a template's generation mark: one place beyond the answer.
+            if self.stop_id not in answer[: len(pieces[place]) + 1]:
+                raise UserInputError(
+                    f"chat_format: the tokenizer's template does not end an answer with token {self.stop_id} as it "
+                    "does elsewhere; mend the template or choose chat_format: llama2"
+                )
+            end = answer.index(self.stop_id) + 1
+            pieces[place], pieces[place + 1] = answer[:end], answer[end:]
+        if messages[-1].role == "assistant":
+            pieces.pop()
+        return [Segment(piece, trained=place % 2 == 1) for place, piece in enumerate(pieces)]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """See `ChatFormat.prompt_ids`."""
-        return _joined_prompt(self.segments(messages), messages)
+        return _prompt_ids(self, messages)
 
     def decode_response(self, ids: Sequence[int]) -> str:
         """See `ChatFormat.decode_response`."""
-        return self.tokenizer.decode(_until(ids, self.stop_id)).strip()
+        return _decode_response(ids, self.stop_id, self.tokenizer)
 
-    def _render(self, messages: Sequence[Message], *, prompt: bool) -> list[int]:
-        rows = [{"role": message.role, "content": message.content} for message in messages]
-        rendered = self.tokenizer.hf.apply_chat_template(
-            rows, tokenize=True, add_generation_prompt=prompt, return_dict=False
+    def _pieces(self, messages: Sequence[Message]) -> list[list[int]]:
+        """Ids between the answers' boundaries: prompt, answer, prompt, …, and last what follows."""
+        text, spans = self._template.render_with_answers(messages)
+        pieces: list[list[int]] = []
+        ids: list[int] = []
+        start = 0
+        for end in (*chain.from_iterable(spans), len(text)):
+            whole = self._template.encode(text[:end])
+            # A token that reaches across a boundary would hide the prompt from the answer, or show what the
+            # sampler never sees: then the answer is encoded on its own, as a continuation of the prompt.
+            keeps = whole[: len(ids)] == ids
+            piece = whole[len(ids) :] if keeps else self._template.encode(text[start:end])
+            pieces.append(piece)
+            ids, start = ids + piece, end
+        return pieces
+
+    def _find_stop_id(self) -> int:
+        _, answer, following = self._pieces((Message("user", "a"), Message("assistant", "b")))
+        for token in answer + following[:1]:
+            if token in self._template.control_ids:
+                return token
+        raise UserInputError(
+            "chat_format: the tokenizer's template writes no control token after an answer, so no answer could "
+            "ever end; mend the template or choose chat_format: llama2"
         )
-        return list(rendered)
-
-    def _through_stop(self, ids: list[int], start: int) -> list[int]:
-        """Up to the answer's end-of-turn token; a template's line break after it belongs to the next turn."""
-        for place in range(len(ids) - 1, start - 1, -1):
-            if ids[place] == self.stop_id:
-                return ids[: place + 1]
-        return ids
 
 
 def _folded(messages: Sequence[Message]) -> tuple[list[str], list[str]]:
     """User texts, the first with the system message folded in, and answers."""
     users = [message.content for message in messages if message.role == "user"]
     answers = [message.content for message in messages if message.role == "assistant"]
-    if messages and messages[0].role == "system":
+    if messages[0].role == "system":
         users[0] = f"<<SYS>>\n{messages[0].content}\n<</SYS>>\n\n{users[0]}"
     return users, answers
 
 
-def _joined_prompt(segments: Sequence[Segment], messages: Sequence[Message]) -> list[int]:
+def _prompt_ids(chat_format: ChatFormat, messages: Sequence[Message]) -> list[int]:
     if messages[-1].role != "user":
-        raise ValueError("a prompt ends with the user's message")
-    return [token for segment in segments for token in segment.ids]
+        raise ValueError("a dialogue to be continued must end with a user message")
+    return [token for segment in chat_format.segments(messages) for token in segment.ids]
 
 
-def _until(ids: Sequence[int], stop_id: int) -> list[int]:
+def _decode_response(ids: Sequence[int], stop_id: int, tokenizer: ChatTokenizer) -> str:
     kept = list(ids)
-    return kept[: kept.index(stop_id)] if stop_id in kept else kept
+    if stop_id in kept:
+        kept = kept[: kept.index(stop_id)]
+    return tokenizer.decode(kept).strip()

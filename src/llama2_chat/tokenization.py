@@ -37,18 +37,23 @@ class LengthReport:
 def tokenize_dialogue(
     messages: Sequence[Message], chat_format: ChatFormat, loss_policy: LossPolicy
 ) -> TokenizedDialogue:
-    """Token ids with the mask of `loss_policy`; under the answer policies a dialogue that ends with the user is
-    a prompt to be answered, and nothing in it is trained."""
+    """Token ids with the mask of `loss_policy`.
+
+    A dialogue that ends with the user is a prompt to be answered: nothing in it is trained.
+    """
     segments = chat_format.segments(messages)
-    answers = [number for number, segment in enumerate(segments) if segment.trained]
-    if messages[-1].role != "assistant":
-        answers = []
-    if loss_policy == "last_answer":
-        answers = answers[-1:]
-    trained = set(range(len(segments))) if loss_policy == "all_tokens" else set(answers)
+    places = range(len(segments))
+    answers = [place for place in places if segments[place].trained]
+    trained: Sequence[int] = {
+        "all_answers": answers,
+        "last_answer": answers[-1:],
+        "all_tokens": places,
+    }[loss_policy]
+    if messages[-1].role == "user":
+        trained = []
     return TokenizedDialogue(
         [token for segment in segments for token in segment.ids],
-        [number in trained for number, segment in enumerate(segments) for _ in segment.ids],
+        [place in trained for place in places for _ in segments[place].ids],
     )
 
 

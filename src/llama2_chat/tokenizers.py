@@ -7,7 +7,9 @@ itself, because transformers' conversion of it gives other ids.
 
 from __future__ import annotations
 
-import shutil
+import os
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,11 +33,17 @@ LLAMA2_TEMPLATE = (
 class ChatTokenizer(Protocol):
     """What the toolkit needs of a tokenizer."""
 
-    bos_id: int
     eos_id: int
     padding_id: int
     """A legal id other than EOS; it only ever stands under a mask."""
     vocab_size: int
+    chat_template: str | None
+    """The Jinja template that `save` writes. A chat format sets it to its own when it is built."""
+
+    @property
+    def bos_id(self) -> int:
+        """The id that begins a text; raises UserInputError where the tokenizer has none."""
+        ...
 
     @property
     def hf(self) -> Any:
@@ -46,27 +54,70 @@ class ChatTokenizer(Protocol):
         """Ids of `text` as plain text, without BOS or EOS."""
         ...
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of `ids`, control ids left out."""
+    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
+        """Text of `ids`, control ids left out or, with `keep_control`, as their pieces (`<s>`)."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files into `folder`."""
+        """Write the tokenizer's files and the chat template into `folder`."""
         ...
 
 
-class HuggingFaceTokenizer:
-    """A `tokenizer.json` (or GGUF) tokenizer, loaded by transformers."""
+def load_tokenizer(path: Path | str, gguf_file: str | None = None) -> ChatTokenizer:
+    """The tokenizer of a model folder (or of a GGUF file in it) or of a hub id.
 
-    def __init__(self, tokenizer: Any) -> None:
+    A folder with a `tokenizer.model` and no `tokenizer.json` is read by the sentencepiece package, anything
+    else by transformers.
+
+    Raises:
+        MissingFileError: a local folder that is not there or holds no tokenizer.
+        UserInputError: the tokenizer cannot be used; the message says why.
+    """
+    folder = Path(path)
+    if gguf_file is not None and folder.is_dir() and not (folder / gguf_file).is_file():
+        raise MissingFileError(f"{folder / gguf_file}: no such file; check gguf_file")
+    if folder.is_dir() and gguf_file is None and not (folder / "tokenizer.json").exists():
+        file = folder / "tokenizer.model"
+        if file.exists():
+            return SentencePieceTokenizer(file)
+        if not (folder / "tokenizer_config.json").exists():
+            raise MissingFileError(f"{path}: no tokenizer.json or tokenizer.model in this folder")
+    if not folder.is_dir() and (folder.is_absolute() or str(path).count(os.sep) != 1 or str(path)[0] in ".~"):
+        raise MissingFileError(f"{path}: no such model folder")
+    from transformers import AutoTokenizer
+
+    arguments = {} if gguf_file is None else {"gguf_file": gguf_file}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, **arguments)
+    except Exception as error:  # a broken tokenizer.json raises bare Exception
+        raise UserInputError(f"{path}: transformers cannot load this tokenizer: {error}") from error
+    return HuggingFaceTokenizer(tokenizer, name=str(path))
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer that transformers loads: a `tokenizer.json`, a GGUF file, a hub id."""
+
+    def __init__(self, tokenizer: Any, *, name: str = "tokenizer") -> None:
+        """Wrap `tokenizer`; `name` is how errors call it."""
         self._tokenizer = tokenizer
+        self._name = name
+        self.chat_template: str | None = None
         if tokenizer.eos_token_id is None:
-            raise UserInputError("the tokenizer has no EOS token, so no answer could ever end")
+            raise UserInputError(f"{name}: the tokenizer has no EOS token, so no answer could ever end")
         self.eos_id: int = tokenizer.eos_token_id
-        self.bos_id: int = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.vocab_size: int = len(tokenizer)
-        candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, 0, 1)
-        self.padding_id: int = next(i for i in candidates if i is not None and i != self.eos_id)
+        self.padding_id = _padding_id(self.eos_id, (tokenizer.pad_token_id, tokenizer.unk_token_id))
+        self._check_control_pieces()
+
+    @property
+    def bos_id(self) -> int:
+        """The id that begins a text."""
+        if self._tokenizer.bos_token_id is None:
+            raise UserInputError(
+                f"{self._name}: the tokenizer has no BOS token, which the Llama 2 format begins each turn with; "
+                "choose chat_format: tokenizer"
+            )
+        return int(self._tokenizer.bos_token_id)
 
     @property
     def hf(self) -> Any:
@@ -75,37 +126,79 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as plain text."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
         return ids
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of `ids`, control ids left out."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
+        """Text of `ids`, control ids left out unless `keep_control`."""
+        text: str = self._tokenizer.decode(
+            list(ids), skip_special_tokens=not keep_control, clean_up_tokenization_spaces=False
+        )
         return text
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and its configuration, with the Llama 2 template where it has none."""
-        if self._tokenizer.chat_template is None:
-            self._tokenizer.chat_template = LLAMA2_TEMPLATE
-        self._tokenizer.save_pretrained(folder)
+        """Write tokenizer.json, its configuration and the chat template, as AutoTokenizer loads them."""
+        own = self._tokenizer.chat_template
+        self._tokenizer.chat_template = self.chat_template or own or LLAMA2_TEMPLATE
+        try:
+            self._tokenizer.save_pretrained(folder)
+        finally:
+            self._tokenizer.chat_template = own
+
+    def _check_control_pieces(self) -> None:
+        """Unigram tokenizers know control pieces as ordinary pieces too; with one, text could forge an EOS."""
+        unknown = self._tokenizer.unk_token_id
+        for piece, number in control_pieces(self._tokenizer).items():
+            if number in self.encode(piece) and (number != unknown or unknown == self.eos_id):
+                raise UserInputError(
+                    f"{self._name}: the tokenizer reads {piece} in a text as the control id {number}, so text could "
+                    "forge control ids; choose a BPE tokenizer"
+                )
+
+
+def control_pieces(tokenizer: Any) -> dict[str, int]:
+    """The control pieces of a transformers tokenizer: the named ones and all added ones marked special."""
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    added = ((str(t.content), i) for i, t in tokenizer.added_tokens_decoder.items() if t.special)
+    return {**dict(added), **dict(named)}
 
 
 class SentencePieceTokenizer:
-    """A folder with only Meta's `tokenizer.model`."""
+    """A folder with only a SentencePiece `tokenizer.model`, as Meta releases it."""
 
     def __init__(self, file: Path) -> None:
+        """Load `file`."""
         import sentencepiece
 
         self._file = file
-        self._processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
-        self.bos_id: int = self._processor.bos_id()
+        # The copy that `save` writes must be of what was loaded, even if the folder has gone since.
+        self._model = file.read_bytes()
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+        except RuntimeError as error:
+            raise UserInputError(f"{file}: not a SentencePiece model") from error
+        self.chat_template: str | None = None
         self.eos_id: int = self._processor.eos_id()
-        self.padding_id: int = self._processor.unk_id()
-        self.vocab_size: int = self._processor.vocab_size()
+        if self.eos_id < 0:
+            raise UserInputError(f"{file}: the tokenizer has no EOS piece, so no answer could ever end")
+        self.vocab_size: int = self._processor.get_piece_size()
+        self.padding_id = _padding_id(self.eos_id, (self._processor.pad_id(), self._processor.unk_id()))
+
+    @property
+    def bos_id(self) -> int:
+        """The id that begins a text."""
+        number: int = self._processor.bos_id()
+        if number < 0:
+            raise UserInputError(
+                f"{self._file}: the tokenizer has no BOS piece, which the Llama 2 format begins each turn with"
+            )
+        return number
 
     @property
     def hf(self) -> Any:
-        """There is no exact one."""
+        """There is none that gives the same ids."""
         return None
 
     def encode(self, text: str) -> list[int]:
@@ -113,32 +206,33 @@ class SentencePieceTokenizer:
         ids: list[int] = self._processor.encode(text)
         return ids
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of `ids`, control ids left out."""
-        text: str = self._processor.decode([i for i in ids if not self._processor.is_control(i)])
-        return text
+    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
+        """Text of `ids`, control ids left out unless `keep_control`."""
+        # A model's embedding may have more rows than the tokenizer has pieces.
+        known = [number for number in ids if 0 <= number < self.vocab_size]
+        if not keep_control:
+            known = [number for number in known if not self._is_control(number)]
+            return str(self._processor.decode(known))
+        parts = []
+        for control, run in groupby(known, key=self._is_control):
+            pieces = list(run)
+            parts.append(
+                "".join(map(self._processor.id_to_piece, pieces))
+                if control
+                else self._processor.decode(pieces)
+            )
+        return "".join(parts)
 
     def save(self, folder: Path) -> None:
-        """Copy `tokenizer.model`."""
+        """Write `tokenizer.model` as it was, and the chat template beside it."""
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._file, folder / "tokenizer.model")
+        (folder / "tokenizer.model").write_bytes(self._model)
+        (folder / "chat_template.jinja").write_text(self.chat_template or LLAMA2_TEMPLATE, encoding="utf-8")
+
+    def _is_control(self, number: int) -> bool:
+        return bool(self._processor.is_control(number) or self._processor.is_unknown(number))
 
 
-def load_tokenizer(path: Path | str, gguf_file: str | None = None) -> ChatTokenizer:
-    """The tokenizer of a model folder or hub id.
-
-    Raises:
-        MissingFileError: a local folder without any tokenizer.
-    """
-    folder = Path(path)
-    if folder.is_dir() and gguf_file is None and not (folder / "tokenizer.json").exists():
-        file = folder / "tokenizer.model"
-        if not file.exists():
-            raise MissingFileError(f"{path}: no tokenizer.json or tokenizer.model in this folder")
-        return SentencePieceTokenizer(file)
-    if folder.is_absolute() and not folder.is_dir():
-        raise MissingFileError(f"{path}: no such folder")
-    from transformers import AutoTokenizer
-
-    arguments = {} if gguf_file is None else {"gguf_file": gguf_file}
-    return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, **arguments))
+def _padding_id(eos_id: int, preferred: Iterable[int | None]) -> int:
+    candidates = (*preferred, 0, 1)
+    return next(i for i in candidates if i is not None and i >= 0 and i != eos_id)
