@@ -133,7 +133,9 @@ def _parse(path: Path, number: int, line: bytes) -> Row | UserInputError:
         row = json.loads(text)
     except UnicodeDecodeError as error:
         return DataFormatError(
-            path, number, f"not UTF-8 (byte 0x{line[error.start]:02X} at column {error.start + 1}); convert it"
+            path,
+            number,
+            f"not UTF-8 (byte 0x{line[error.start]:02X} at column {error.start + 1}); convert it",
         )
     except json.JSONDecodeError as error:
         return DataFormatError(path, number, f"not valid JSON: {error.msg} at column {error.colno}")
@@ -155,7 +157,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | UserInputError]]:
     except EOFError:
         yield (
             number + 1,
-            DataFormatError(path, number + 1, "the gzip data ends too early; copy or download the file again"),
+            DataFormatError(
+                path, number + 1, "the gzip data ends too early; copy or download the file again"
+            ),
         )
     except (gzip.BadGzipFile, zlib.error) as error:
         yield (

@@ -77,7 +77,7 @@ def trainer_arguments(
         "data_seed": settings.seed,
         "bf16": settings.precision == "bfloat16",
         "use_cpu": select_device(settings.device).type == "cpu",
-        "gradient_checkpointing": training.gradient_checkpointing,
+        "activation_checkpointing": training.gradient_checkpointing,
         "max_length": None,
         "logging_steps": 1,
         "save_strategy": "steps",

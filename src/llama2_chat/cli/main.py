@@ -1,0 +1,98 @@
+"""The `llama2-chat` command: mounts the subcommands and turns every end into an exit code.
+
+0 done; 2 the user's input is wrong; 1 anything else; 130 on Ctrl-C and 143 on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+
+import typer
+
+from llama2_chat import interruption
+from llama2_chat.cli import data, evaluate, recipes, run, score, stages
+from llama2_chat.errors import Llama2ChatError
+
+app = typer.Typer(
+    name="llama2-chat",
+    help="Turn a base language model into a chat model by the complete Llama 2-Chat method.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("run")(run.run)
+app.command("validate")(recipes.validate)
+app.add_typer(recipes.app, name="recipes")
+for _kind, _command in stages.COMMANDS.items():
+    app.command(_kind, help=_command.__doc__)(_command)
+app.command("score")(score.score)
+app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(data.app, name="data")
+
+
+@app.callback()
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error"),
+) -> None:
+    global _debug
+    _debug = debug
+
+
+_debug = False
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script."""
+    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code."""
+    interruption.install_handlers()
+    try:
+        app(args=arguments, prog_name="llama2-chat", standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except interruption.Interrupted as stop:
+        print(f"{stop}; what is done is kept, the same command continues", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Llama2ChatError as error:
+        return _report(str(error), error.exit_code)
+    except Exception as error:
+        if _disk_full(error):
+            return _report("no space left on the disk; free some and run the same command to continue", 1)
+        if _debug:
+            raise
+        name = type(error).__name__
+        return _report(
+            f"unexpected {name}: {error}\nrun again with `llama2-chat --debug …` for the traceback", 1
+        )
+    return 0
+
+
+def _report(message: str, code: int) -> int:
+    if _debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _disk_full(error: BaseException) -> bool:
+    """Whether a full disk (or quota, or file size limit) is at the root of an error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if "No space left on device" in str(seen) or "File too large" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""One command for each kind of stage: `llama2-chat sft CONFIG [KEY=VALUE …] --output-dir DIR`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="The stage's mapping plus the recipe-level keys")
+]
+_Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
+_Output = Annotated[Path, typer.Option(help="Gets model/, metrics.jsonl, checkpoints/, done.json")]
+
+
+def _command(kind: str, doc: str) -> Callable[..., None]:
+    def command(config: _Config, output_dir: _Output, overrides: _Overrides = None) -> None:
+        _run(kind, config, overrides or [], output_dir)
+
+    command.__doc__ = doc
+    return command
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "pretrain": _command("pretrain", "Train a base model from nothing."),
+    "sft": _command("sft", "Supervised fine-tuning on dialogues."),
+    "reward": _command("reward", "Train a reward model on preference pairs."),
+    "rejection-sampling": _command("rejection_sampling", "Sample, keep the best, fine-tune on it."),
+}
+
+
+def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -> None:
+    """Run a stage, or continue it if it was interrupted with the same configuration."""
+    import hashlib
+
+    from llama2_chat.files import read_json, remove, write_json
+    from llama2_chat.pipeline.run import run_stage_file
+    from llama2_chat.pipeline.run_directory import ensure_writable
+    from llama2_chat.pipeline.stage_config import load_stage_config
+    from llama2_chat.stage import EventLog, StageDirectory
+
+    config, settings = load_stage_config(config_file, kind, overrides)
+    ensure_writable(output_dir)
+    directory = StageDirectory(output_dir.resolve(), EventLog(output_dir.resolve() / "events.jsonl"))
+    text = json.dumps([config.model_dump(mode="json"), settings.model_dump(mode="json", exclude={"device"})])
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    started = directory.path / "started.json"
+    if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
+        for leftover in (
+            directory.done_file,
+            directory.model,
+            directory.metrics_file,
+            directory.checkpoints,
+            directory.samples,
+            directory.samples.with_name("samples.jsonl.partial"),
+            directory.dataset,
+        ):
+            remove(leftover)
+        write_json(started, {"fingerprint": fingerprint})
+    if directory.done_file.exists():
+        typer.echo(f"{output_dir}: done already, with the same configuration")
+        return
+    run_stage_file(config_file, kind, directory, fingerprint, overrides)
+    typer.echo(f"{output_dir}: done; the model is in {directory.model}")

@@ -1,0 +1,50 @@
+"""What a stage's result depends on, as one hash: its configuration, its inputs, the run's settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from llama2_chat.files import sha256_of
+from llama2_chat.pipeline.references import Referring, resolve
+from llama2_chat.pipeline.run_directory import FORMAT_VERSION
+from llama2_chat.settings import RunSettings, StrictModel
+
+_HASHED_WHOLE = 64 * 2**20
+
+
+def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str, str]) -> str:
+    """Hash of a configuration whose references stand for `inputs` (`model:NAME`, `data:NAME` → hash).
+
+    The device is left out: where a stage runs is no part of what it is.
+    """
+
+    def input_of(referring: Referring, name: str) -> str:
+        return inputs[f"{'data' if referring.kind == 'data' else 'model'}:{name}"]
+
+    return _hash(
+        {
+            "format": FORMAT_VERSION,
+            "config": resolve(config, input_of).model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json", exclude={"device", "base_model"}),
+            "base": inputs["model:base"],
+        }
+    )
+
+
+def fingerprint_of_model(path: str) -> str:
+    """Hash of a model folder's contents; of large files only name and size. A hub id stands for itself."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return _hash(path)
+    parts = []
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        size = file.stat().st_size
+        parts.append([file.name, size, sha256_of(file) if size <= _HASHED_WHOLE else None])
+    return _hash(parts)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,57 @@
+"""Which fields of a stage's configuration name models and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
+
+from llama2_chat.settings import Reference, StrictModel
+
+Config = TypeVar("Config", bound=StrictModel)
+_REWARD_MODEL_FIELDS = ("helpfulness", "safety")
+
+
+@dataclass(frozen=True)
+class Referring:
+    """One field's references: its name, what they name, and the names."""
+
+    field: str
+    kind: Literal["policy", "reward_model", "data"]
+    names: tuple[str, ...]
+
+
+def references(config: StrictModel) -> Iterator[Referring]:
+    """All references in a configuration's own fields (None is no reference)."""
+    for name, field in type(config).model_fields.items():
+        reference = _reference_in(field.annotation, field.metadata)
+        value = getattr(config, name)
+        if reference is None or value is None:
+            continue
+        names = tuple(value) if isinstance(value, list) else (value,)
+        if reference.kind == "data":
+            yield Referring(name, "data", names)
+        else:
+            yield Referring(name, "reward_model" if name in _REWARD_MODEL_FIELDS else "policy", names)
+
+
+def resolve(config: Config, path_of: Callable[[Referring, str], str]) -> Config:
+    """The configuration with every reference replaced by `path_of(field, name)`."""
+    update: dict[str, Any] = {}
+    for referring in references(config):
+        paths = [path_of(referring, name) for name in referring.names]
+        update[referring.field] = paths if isinstance(getattr(config, referring.field), list) else paths[0]
+    return config.model_copy(update=update)
+
+
+def _reference_in(annotation: Any, metadata: list[Any]) -> Reference | None:
+    """The marker on a field itself, or inside its list or optional type."""
+    for item in metadata:
+        if isinstance(item, Reference):
+            return item
+    for part in get_args(annotation):
+        if isinstance(part, Reference):
+            return part
+        if (found := _reference_in(part, getattr(part, "__metadata__", []))) is not None:
+            return found
+    return None

@@ -1,0 +1,114 @@
+"""One stage's standalone configuration: its own mapping plus the recipe-level keys, with paths for references.
+
+The pipeline writes this file for every stage and runs it from there; `llama2-chat sft CONFIG` reads the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from llama2_chat.errors import RecipeError
+from llama2_chat.files import write_text
+from llama2_chat.pipeline.problems import validation_problems
+from llama2_chat.pipeline.recipe import RecipeHead
+from llama2_chat.pipeline.references import Referring, references, resolve
+from llama2_chat.pipeline.yaml_files import apply_overrides, dump, read_mapping
+from llama2_chat.settings import RunSettings, StrictModel
+from llama2_chat.stage import stage_kind
+
+
+def write_stage_config(
+    file: Path, config: StrictModel, settings: RunSettings, *, inside: Path, paths: Mapping[str, str]
+) -> None:
+    """Write the standalone configuration of a stage whose references are names.
+
+    Args:
+        inside: Paths under this folder are written relative to the file, so that the folder can be moved.
+        paths: Absolute path of each model or data name (`model:sft`, `data:prompts`).
+    """
+
+    def written(path: str) -> str:
+        return os.path.relpath(path, file.parent) if Path(path).is_relative_to(inside) else path
+
+    def path_of(referring: Referring, name: str) -> str:
+        return written(paths[f"{'data' if referring.kind == 'data' else 'model'}:{name}"])
+
+    resolved = resolve(config, path_of)
+    mapping = settings.model_dump(mode="json") | resolved.model_dump(mode="json")
+    mapping["base_model"]["path"] = written(paths["model:base"])
+    write_text(file, dump(mapping))
+
+
+def load_stage_config(
+    file: Path, kind: str, overrides: Sequence[str] = ()
+) -> tuple[StrictModel, RunSettings]:
+    """Read a standalone configuration; references and the base model come back as absolute paths.
+
+    Raises:
+        RecipeError: with everything that is wrong.
+    """
+    mapping = apply_overrides(read_mapping(file), overrides)
+    problems: list[str] = []
+    model = stage_kind(kind).load_config_class()
+    if mapping.get("kind", kind) != kind:
+        problems.append(f'kind: this command runs "{kind}", the file says {mapping["kind"]!r}')
+        mapping.pop("kind")
+    names = set(RunSettings.model_fields)
+    settings = _settings({k: v for k, v in mapping.items() if k in names}, problems)
+    config: StrictModel | None = None
+    try:
+        config = model.model_validate({k: v for k, v in mapping.items() if k not in names})
+    except ValidationError as error:
+        allowed = ", ".join(sorted(names))
+        problems += [
+            f"{text}, {allowed}" if ": unknown key" in text else text
+            for text in validation_problems(error, model)
+        ]
+    folder = file.parent.resolve()
+    if config is not None and settings is not None:
+        problems += _missing(config, folder)
+    if problems or config is None or settings is None:
+        raise RecipeError(file, problems)
+    base = _absolute(settings.base_model.path, folder)
+    source = settings.base_model.model_copy(update={"path": base})
+    settings = settings.model_copy(update={"base_model": source})
+
+    def path_of(referring: Referring, name: str) -> str:
+        return base if name == "base" and referring.kind == "policy" else _absolute(name, folder)
+
+    return resolve(config, path_of), settings
+
+
+def _settings(mapping: dict[str, Any], problems: list[str]) -> RunSettings | None:
+    try:
+        head = RecipeHead.model_validate({"name": "stage", **mapping})
+    except ValidationError as error:
+        problems += validation_problems(error, RunSettings)
+        return None
+    return RunSettings(**{name: getattr(head, name) for name in RunSettings.model_fields})
+
+
+def _missing(config: StrictModel, folder: Path) -> list[str]:
+    """References whose file or folder is not there."""
+    problems = []
+    for referring in references(config):
+        for name in referring.names:
+            if referring.kind == "policy" and name == "base":
+                continue
+            path = folder / name
+            if referring.kind == "data" and not path.is_file():
+                problems.append(f"{referring.field}: no such file: {path}")
+            if referring.kind != "data" and not path.is_dir():
+                problems.append(f"{referring.field}: no such model folder: {path}")
+    return problems
+
+
+def _absolute(path: str, folder: Path) -> str:
+    """A path relative to the configuration's folder; what is not there is left alone (it may be a hub id)."""
+    local = folder / path
+    return os.path.normpath(local) if local.exists() else path
