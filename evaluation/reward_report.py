@@ -15,7 +15,9 @@ def accuracy_markdown(metrics: Mapping[str, Any]) -> str:
         "| pairs | accuracy | 95 % interval | count |" + (" attainable |" if attainable else ""),
         "|---|---|---|---|" + ("---|" if attainable else ""),
     ]
-    rows = [(r, accuracy["by_rating"][r], ("by_rating", r)) for r in RATINGS]
+    rows: list[tuple[str, Any, tuple[str, ...]]] = [
+        (rating, accuracy["by_rating"][rating], ("by_rating", rating)) for rating in RATINGS
+    ]
     rows.append(("overall", accuracy["overall"], ("overall",)))
     rows += [(name, row, ()) for name, row in accuracy["by_safety"].items()]
     for name, row, place in rows:

@@ -45,12 +45,12 @@ def accuracy_row(points: Sequence[float]) -> dict[str, float | int | None]:
 
 def safety_class(pair: Preference) -> str | None:
     """Columns of Table 29: which of the two responses are safe; None where a label is missing."""
-    labels = (pair.chosen_safe, pair.rejected_safe)
-    return {
+    classes: dict[tuple[bool | None, bool | None], str] = {
         (True, False): "safe_unsafe",
         (True, True): "both_safe",
         (False, False): "both_unsafe",
-    }.get(labels)
+    }
+    return classes.get((pair.chosen_safe, pair.rejected_safe))
 
 
 def accuracy_table(

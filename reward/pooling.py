@@ -35,7 +35,8 @@ def scores_at_end(model: PreTrainedModel, input_ids: Tensor, lengths: Tensor) ->
     """
     hidden_BSH = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
     last_BH = hidden_BSH[torch.arange(len(lengths), device=hidden_BSH.device), lengths - 1]
-    scores: Tensor = model.score(last_BH).squeeze(-1).float()
+    head: torch.nn.Module = model.score  # type: ignore[assignment]
+    scores: Tensor = head(last_BH).squeeze(-1).float()
     return scores
 
 

@@ -46,7 +46,8 @@ class RewardModel:
     def __init__(
         self, model: PreTrainedModel, chat_format: ChatFormat, *, padding_id: int, name: str
     ) -> None:
-        self.model = model.eval()
+        self.model = model
+        self.model.train(False)
         self.chat_format = chat_format
         self.padding_id = padding_id
         self.name = name

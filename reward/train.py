@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from trl import RewardConfig as TrlRewardConfig
+from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 
 from llama2_chat.chat_format import build_chat_format
 from llama2_chat.jsonl import read_preferences

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer
-from trl import RewardTrainer
+from trl.trainer.reward_trainer import RewardTrainer
 
 from llama2_chat.reward.data import UNLABELLED
 from llama2_chat.reward.loss import preference_loss, safety_loss
 
 
-class MarginRewardTrainer(RewardTrainer):  # type: ignore[misc]
+class MarginRewardTrainer(RewardTrainer):
     """Means are taken over all pairs, and all labelled responses, of an optimiser step's micro-batches."""
 
     def __init__(self, *args: Any, safety_weight: float, **kwargs: Any) -> None:
@@ -40,8 +40,8 @@ class MarginRewardTrainer(RewardTrainer):  # type: ignore[misc]
         model: Any,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
-    ) -> Tensor:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
         """-log σ(chosen - rejected - margin), plus the weighted safety classification loss."""
         scores = model(input_ids=inputs["input_ids"], lengths=inputs["lengths"])
         chosen, rejected = scores.chunk(2)

@@ -11,8 +11,8 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer
-from trl import SFTConfig as TrlSftConfig
-from trl import SFTTrainer
+from trl.trainer.sft_config import SFTConfig as TrlSftConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from llama2_chat.errors import UserInputError
 from llama2_chat.packing import collate_rows, pack
@@ -27,7 +27,7 @@ from llama2_chat.training import (
 )
 
 
-class PackedSftTrainer(SFTTrainer):  # type: ignore[misc]
+class PackedSftTrainer(SFTTrainer):
     """TRL's trainer on rows that are packed already; its checkpoints carry no generated model card."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -90,7 +90,7 @@ def train_sequences(
     directory.events.write("training_rate", tokens=tokens, seconds=time.perf_counter() - started)
     drop_optimiser_state(directory.checkpoints)
     model.config.use_cache = cache
-    model.eval()
+    model.train(False)
     return {
         "sequences": len(dialogues),
         "tokens": tokens,

@@ -58,10 +58,11 @@ class Family:
 
     def is_held_out(self, arguments: Arguments) -> bool:
         """Whether this item belongs to held-out sets only: a fixed function of family and arguments."""
-        values = [value.lower() for value in arguments.values()]
         if self.symmetric:
-            values.sort()
-        return zlib.crc32("|".join((self.name, *values)).encode()) % HELD_OUT_ONE_IN == 0
+            parts = sorted(value.lower() for value in arguments.values())
+        else:
+            parts = [f"{slot}={value.lower()}" for slot, value in sorted(arguments.items())]
+        return zlib.crc32("|".join((self.name, *parts)).encode()) % HELD_OUT_ONE_IN == 0
 
     def ask(self, arguments: Arguments, rng: Random, split: Split) -> str:
         """A question about the item, in a wording of the given side."""

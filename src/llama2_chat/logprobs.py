@@ -29,7 +29,7 @@ def response_logprobs(
     Rows of similar length share a forward pass, padded on the right, where causal attention never sees it;
     logits are computed only from the shortest prompt's end on.
     """
-    model.eval()
+    model.train(False)
     results: list[list[float]] = [[] for _ in prompts]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     order = sorted((i for i in range(len(prompts)) if responses[i]), key=lambda i: (lengths[i], i))

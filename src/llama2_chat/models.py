@@ -100,7 +100,7 @@ def reward_model_from_policy(
     config.num_labels = 1
     config.architectures = None
     seed_everything(settings.seed)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
         config, attn_implementation="sdpa"
     )
     model.base_model.load_state_dict(policy.base_model.state_dict())
@@ -127,8 +127,9 @@ def save_model(
 
 def _ready(model: PreTrainedModel, settings: RunSettings) -> PreTrainedModel:
     model.config.use_cache = True
-    ready: Any = model.to(select_device(settings.device)).eval()
-    return ready  # type: ignore[no-any-return]
+    model.train(False)
+    ready: PreTrainedModel = model.to(select_device(settings.device))  # type: ignore[arg-type]
+    return ready
 
 
 def _check_folder(path: str | Path) -> None:
@@ -147,6 +148,8 @@ def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    fresh: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    fresh: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, attn_implementation="sdpa"
+    )
     fresh.load_state_dict(model.state_dict())
     return fresh

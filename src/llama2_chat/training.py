@@ -90,7 +90,7 @@ def trainer_arguments(
     }
 
 
-class StageCallback(TrainerCallback):  # type: ignore[misc]
+class StageCallback(TrainerCallback):
     """Writes metrics.jsonl and events, shows progress, marks whole checkpoints, stops on a signal."""
 
     def __init__(self, directory: StageDirectory, description: str, steps: int) -> None:
@@ -166,7 +166,7 @@ def run_trainer(trainer: Trainer, directory: StageDirectory, description: str) -
         Interrupted: a signal arrived; a checkpoint was written before.
         TrainingError: the loss is not finite.
     """
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     checkpoint = _last_complete(directory.checkpoints)
     trainer.remove_callback(PrinterCallback)
     callback = StageCallback(directory, description, trainer.args.max_steps)
@@ -227,4 +227,6 @@ def placeholder_tokenizer(model_padding_id: int) -> Any:
 
     vocabulary = {"<pad>": model_padding_id, "<unk>": model_padding_id + 1}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<unk>")
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<unk>"
+    )

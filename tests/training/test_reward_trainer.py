@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import LlamaForSequenceClassification
-from trl import RewardConfig as TrlRewardConfig
+from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 
 from llama2_chat.reward.config import RewardTraining
 from llama2_chat.reward.data import collate_pairs

@@ -41,7 +41,7 @@ class TransformersEngine:
         seed: int,
     ) -> list[list[Response]]:
         """See `GenerationEngine.generate`."""
-        self.model.eval()
+        self.model.train(False)
         responses: list[list[Response]] = [[] for _ in prompts]
         for members, first, count in self._batches(prompts, samples_per_prompt, sampling):
             interruption.raise_if_requested()

@@ -44,7 +44,7 @@ def _made_from(recipe: Recipe, name: str, entry: DataEntry) -> dict[str, Any]:
     if isinstance(entry, GeneratedData):
         made_from["seed"] = data_seed(recipe.head.seed, name)
     else:
-        made_from["sha256"] = sha256_of(recipe.folder / entry.path)  # type: ignore[union-attr]
+        made_from["sha256"] = sha256_of(recipe.folder / entry.path)
     return made_from
 
 

@@ -91,7 +91,7 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[s
     Raises:
         RecipeError: an override is not of that form, or its key leads through something that is no mapping.
     """
-    result = _copied(mapping)
+    result: dict[str, Any] = _copied(mapping)
     problems = []
     for override in overrides:
         key, equals, text = override.partition("=")
