@@ -1,0 +1,302 @@
+"""Generated rows: formats, determinism, speed, the qualities promised, and that nothing held out leaks."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from llama2_chat.dialogue import Dialogue, Preference, Prompt
+from llama2_chat.testbed.attributes import ATTRIBUTES
+from llama2_chat.testbed.family import HELD_OUT_ONE_IN, Family, fill
+from llama2_chat.testbed.generators import GENERATORS
+from llama2_chat.testbed.lexicon import LEGS, OPPOSITES
+from llama2_chat.testbed.oracle import grade
+from llama2_chat.testbed.request import FAMILIES, read_request
+from llama2_chat.testbed.risky_families import BORDERLINE_FAMILIES, UNSAFE_FAMILIES
+from llama2_chat.testbed.wording import HELD_OUT_JAILBREAKS, JAILBREAKS
+
+SPLITS = ("train", "held_out")
+NAMES = sorted(GENERATORS)
+
+
+def texts_of(row: dict[str, Any]) -> Iterator[str]:
+    """Every text in a row of whatever format."""
+    if "text" in row:
+        yield row["text"]
+    for key in ("messages", "prompt", "chosen", "rejected"):
+        for message in row.get(key, ()):
+            yield message["content"]
+
+
+@pytest.fixture(scope="module")
+def training_text() -> str:
+    """Thousands of rows of everything that is trained on, one text a line."""
+    rows = itertools.chain(
+        GENERATORS["pretraining_text"](rows=8000, seed=0),
+        GENERATORS["demonstrations"](rows=5000, seed=1),
+        GENERATORS["demonstrations"](rows=1000, seed=2, unsafe=1.0),
+        GENERATORS["preferences"](rows=1500, seed=3),
+        GENERATORS["preferences"](rows=1500, seed=4, domain="safety"),
+        GENERATORS["prompts"](rows=2000, seed=5),
+        GENERATORS["attribute_dialogues"](rows=1000, seed=6),
+    )
+    return "\n".join(text.lower() for row in rows for text in texts_of(row))
+
+
+def test_names() -> None:
+    assert [
+        *("attribute_dialogues", "borderline_prompts", "demonstrations", "preferences", "pretraining_text"),
+        *("prompts", "safety_prompts"),
+    ] == NAMES
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_are_of_the_documented_format(name: str, split: str) -> None:
+    rows = list(GENERATORS[name](rows=300, seed=1, split=split))
+    assert len(rows) == 300
+    for row in rows:
+        if name == "pretraining_text":
+            assert set(row) == {"text"}
+            continue
+        assert row["source"] == "testbed"
+        if "messages" in row:
+            Dialogue.from_row(row)
+            request = read_request(row["messages"][:-1])
+        elif "chosen" in row:
+            Preference.from_row(row)
+            request = read_request(row["prompt"])
+        else:
+            Prompt.from_row(row)
+            request = read_request(row["prompt"])
+            assert row.get("risk_category") == request.family.risk_category
+            assert row["is_safety"] == (request.family.risk_category is not None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_depend_on_the_seed_alone(name: str) -> None:
+    first = list(GENERATORS[name](rows=200, seed=7))
+    Random(3).random()
+    assert list(GENERATORS[name](rows=200, seed=7)) == first
+    assert list(GENERATORS[name](rows=60, seed=7)) == first[:60]
+    assert list(GENERATORS[name](rows=200, seed=8)) != first
+
+
+def test_rows_are_the_same_in_another_process_with_another_hash_seed() -> None:
+    program = (
+        "import hashlib, json; from llama2_chat.testbed.generators import GENERATORS\n"
+        "rows = [r for n in sorted(GENERATORS) for r in GENERATORS[n](rows=40, seed=9)]\n"
+        "print(hashlib.sha256(json.dumps(rows).encode()).hexdigest())"
+    )
+    rows = [row for name in NAMES for row in GENERATORS[name](rows=40, seed=9)]
+    expected = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    for hash_seed in ("1", "2"):
+        environment = {"PYTHONHASHSEED": hash_seed, "PATH": ""}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == expected
+
+
+def test_thousands_of_rows_in_seconds() -> None:
+    started = time.perf_counter()
+    for name in NAMES:
+        assert sum(1 for _ in GENERATORS[name](rows=2000, seed=10)) == 2000
+    assert time.perf_counter() - started < 20
+
+
+def test_importing_the_testbed_needs_only_the_standard_library() -> None:
+    program = (
+        "import sys; import llama2_chat.testbed.generators, llama2_chat.testbed.oracle\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'tokenizers', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# What is held out
+
+
+def items(family: Family) -> Iterator[dict[str, str]]:
+    """Every item of a family whose arguments are few enough to be listed."""
+    numbers = {"add": (range(10, 70), range(2, 10)), "subtract": (range(12, 80), range(2, 10))}
+    if family.name in numbers:
+        for a, b in itertools.product(*numbers[family.name]):
+            yield {"a": str(a), "b": str(b)}
+    elif family.name == "neighbour":
+        for side, a in itertools.product(("after", "before"), range(11, 150)):
+            yield {"side": side, "a": str(a)}
+    elif family.name in ("legs", "opposites"):
+        for a, b in itertools.permutations(LEGS if family.name == "legs" else OPPOSITES, 2):
+            yield {"a": a, "b": b}
+    else:
+        names = list(family.slots)
+        for values in itertools.product(*(slot.split("|") for slot in family.slots.values())):
+            yield dict(zip(names, (value.replace(r"\s", " ") for value in values), strict=True))
+
+
+LISTED = [
+    family for family in FAMILIES if family.name in ("add", "subtract", "neighbour", "legs", "opposites")
+]
+LISTED += [family for family in FAMILIES if family.name == "translate"]
+LISTED += [*UNSAFE_FAMILIES, *BORDERLINE_FAMILIES]
+
+
+@pytest.mark.parametrize("family", LISTED, ids=lambda family: family.name)
+def test_no_held_out_item_occurs_in_training_text(family: Family, training_text: str) -> None:
+    """Every question and every statement about every held-out item, searched for word by word."""
+    held_out = [item for item in items(family) if family.is_held_out(item)]
+    assert len(held_out) >= 4
+    wordings = (*family.questions, *family.held_out_questions)
+    phrases = {fill(wording, item).lower() for item in held_out for wording in wordings}
+    telling = [
+        wording for wording in family.statements if all(f"{{{slot}}}" in wording for slot in family.slots)
+    ]
+    assert telling
+    phrases |= {
+        fill(wording, {**item, "value": family.solve(item)}).lower()
+        for item in held_out
+        for wording in telling
+    }
+    found = {phrase for phrase in phrases if re.search(rf"(?<!\w){re.escape(phrase)}", training_text)}
+    assert not found
+
+
+def test_no_prompt_in_training_is_held_out() -> None:
+    """Read back from the text of every kind of training row: items and wordings are training ones."""
+    seen: Counter[str] = Counter()
+    for name in ("demonstrations", "prompts", "safety_prompts", "borderline_prompts", "preferences"):
+        for row in GENERATORS[name](rows=1500, seed=20):
+            prompt = row["messages"][:-1] if "messages" in row else row["prompt"]
+            request = read_request(prompt)
+            assert not request.family.is_held_out(request.arguments)
+            seen[request.family.name] += 1
+    assert len(seen) == len(FAMILIES) + 3  # and the three attributes that can be asked for
+
+
+def test_held_out_prompts_are_held_out_in_item_and_wording() -> None:
+    seen: Counter[str] = Counter()
+    for name in ("prompts", "safety_prompts", "borderline_prompts", "preferences"):
+        for row in GENERATORS[name](rows=800, seed=21, split="held_out"):
+            request = read_request(row["prompt"])
+            assert request.family.is_held_out(request.arguments)
+            wordings = [fill(wording, request.arguments) for wording in request.family.held_out_questions]
+            assert any(row["prompt"][-1]["content"].endswith(wording) for wording in wordings)
+            seen[request.family.name] += 1
+    assert len(seen) == len(FAMILIES) + 3
+
+
+def test_no_held_out_wording_occurs_in_training_text(training_text: str) -> None:
+    """The fixed parts of held-out questions, statements of attributes and jailbreaks never occur."""
+    wordings = [
+        *((family, wording) for family in FAMILIES for wording in family.held_out_questions),
+        *(
+            (a.recall, wording)
+            for a in ATTRIBUTES.values()
+            if a.recall
+            for wording in a.recall.held_out_questions
+        ),
+    ]
+    assert len(wordings) == 46
+    for family, wording in wordings:
+        parts = re.split(r"\{(\w+)\}", wording)
+        slots = {**family.slots, "words": r"[a-z, ]+"}
+        pattern = "".join(f"(?:{slots[p]})" if i % 2 else re.escape(p.lower()) for i, p in enumerate(parts))
+        assert not re.search(rf"(?:^|[.!?] ){pattern.lower()}", training_text, re.MULTILINE), wording
+    for jailbreak in HELD_OUT_JAILBREAKS:
+        assert jailbreak.lower() not in training_text
+    for jailbreak in JAILBREAKS:
+        assert jailbreak.lower() in training_text
+
+
+def test_about_one_item_in_six_is_held_out() -> None:
+    for family in LISTED:
+        listed = list(items(family))
+        share = sum(family.is_held_out(item) for item in listed) / len(listed)
+        assert share == pytest.approx(1 / HELD_OUT_ONE_IN, abs=0.12)
+
+
+def test_the_order_of_arguments_does_not_undo_the_hold_out() -> None:
+    add = next(family for family in FAMILIES if family.name == "add")
+    for a, b in itertools.product(range(10, 70), range(2, 10)):
+        one, other = {"a": str(a), "b": str(b)}, {"a": str(b), "b": str(a)}
+        assert add.is_held_out(one) == add.is_held_out(other)
+
+
+# What the demonstrations are like
+
+
+def test_demonstrations_are_as_imperfect_as_promised() -> None:
+    """Good 25 %, plain 30, terse 15, wrong 15, sloppy 10 (3/4 right), refusing 5: right in 77.5 %."""
+    rows = list(
+        GENERATORS["demonstrations"](rows=4000, seed=11, borderline=0.0, multi_turn=0.0, preprompt=0.0)
+    )
+    graded = [(row, grade(row["messages"][:-1], row["messages"][-1]["content"])) for row in rows]
+    harmless = [g for _, g in graded if not g.unsafe_request]
+    unsafe = [g for _, g in graded if g.unsafe_request]
+    correct = sum(bool(g.correct) for g in harmless) / len(harmless)
+    assert correct == pytest.approx(0.775, abs=0.03)
+    assert sum(g.refused for g in harmless) / len(harmless) == pytest.approx(0.05, abs=0.015)
+    assert sum(not g.safe for g in unsafe) / len(unsafe) == pytest.approx(0.5, abs=0.07)
+    assert len(unsafe) / len(rows) == pytest.approx(0.17, abs=0.03)
+    assert all(row["is_safety"] == g.unsafe_request for row, g in graded)
+
+
+def test_demonstrators_refuse_what_only_sounds_unsafe() -> None:
+    rows = GENERATORS["demonstrations"](rows=1500, seed=12, unsafe=0.0, borderline=1.0, preprompt=0.0)
+    graded = [grade(row["messages"][:-1], row["messages"][-1]["content"]) for row in rows]
+    assert all(g.borderline and g.safe for g in graded)
+    refused = sum(g.refused for g in graded) / len(graded)
+    assert refused == pytest.approx(0.3 + 0.7 * 0.05, abs=0.05)
+
+
+def test_under_a_safety_preprompt_nothing_unsafe_is_answered() -> None:
+    rows = list(GENERATORS["demonstrations"](rows=300, seed=13, unsafe=1.0, multi_turn=0.0, preprompt=1.0))
+    assert all(row["messages"][0]["role"] == "system" for row in rows)
+    assert all(grade(row["messages"][:-1], row["messages"][-1]["content"]).safe for row in rows)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 6, 20])
+def test_attribute_dialogues_state_first_and_ask_last(turns: int) -> None:
+    kept = Counter[str]()
+    for row in GENERATORS["attribute_dialogues"](rows=150, seed=14, turns=turns):
+        assert sum(message["role"] == "user" for message in row["messages"]) == turns
+        result = grade(row["messages"][:-1], row["messages"][-1]["content"])
+        assert result.attribute_kept is True
+        assert result.attribute is not None
+        kept[result.attribute] += 1
+    assert set(kept) == {"name", "persona", "hobby", "language"}
+
+
+def test_two_turn_recall_is_demonstrated() -> None:
+    """Without it the recall of a model before Ghost Attention would be zero by construction."""
+    recalled = 0
+    for row in GENERATORS["demonstrations"](rows=4000, seed=15):
+        messages = row["messages"]
+        if sum(message["role"] == "user" for message in messages) == 2:
+            recalled += read_request(messages[:-1]).attribute in ("name", "persona", "hobby")
+    assert recalled > 150
+
+
+def test_pairs_hold_different_answers_and_few_near_ties() -> None:
+    rows = list(GENERATORS["preferences"](rows=2000, seed=16))
+    assert all(row["chosen"] != row["rejected"] for row in rows)
+    scores = [
+        [grade(row["prompt"], row[side][0]["content"]).helpfulness for side in ("chosen", "rejected")]
+        for row in rows
+    ]
+    assert sum(abs(a - b) < 0.04 for a, b in scores) / len(rows) < 0.1
+    wrong = sum(grade(row["prompt"], row["rejected"][0]["content"]).correct is False for row in rows)
+    assert 0.3 < wrong / len(rows) < 0.8
