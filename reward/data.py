@@ -12,7 +12,7 @@ import torch
 from llama2_chat.chat_format import ChatFormat
 from llama2_chat.dialogue import Message, Preference
 from llama2_chat.reward.loss import rating_margins
-from llama2_chat.reward.pooling import pad_right
+from llama2_chat.reward.pooling import pack_dialogues
 from llama2_chat.tokenization import fit_to_length, tokenize_dialogue
 
 UNLABELLED = -1
@@ -91,16 +91,18 @@ def training_columns(
 
 
 def collate_pairs(rows: Sequence[Mapping[str, Any]], padding_id: int) -> dict[str, torch.Tensor]:
-    """B pairs as 2B rows, the chosen ones first.
+    """B pairs as 2B packed dialogues, the chosen ones first.
 
     `margin` is float32 (B,), the `safe` labels int64 (2B,), also where a row has no rating or label.
     """
-    ids, lengths = pad_right(
+    packed = pack_dialogues(
         [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows], padding_id
     )
     return {
-        "input_ids": ids,
-        "lengths": lengths,
+        "input_ids": packed.input_ids,
+        "position_ids": packed.position_ids,
+        "rows": packed.rows,
+        "ends": packed.ends,
         "margin": torch.tensor([row["margin"] for row in rows], dtype=torch.float32),
         "safe": torch.tensor([row["chosen_safe"] for row in rows] + [row["rejected_safe"] for row in rows]),
     }

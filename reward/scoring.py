@@ -16,7 +16,7 @@ from llama2_chat.dialogue import Dialogue, Message
 from llama2_chat.errors import UserInputError
 from llama2_chat.models import load_reward_model
 from llama2_chat.ppo.rewards import combine_scores
-from llama2_chat.reward.pooling import pad_right, scores_at_end
+from llama2_chat.reward.pooling import pack_dialogues, scores_at_ends
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.tokenization import fit_to_length, tokenize_dialogue
 from llama2_chat.tokenizers import load_tokenizer
@@ -84,9 +84,10 @@ class RewardModel:
             # The longest row of the batch sets its width, so batches are cut from the long end.
             count = max(1, _TOKEN_BUDGET // len(rows[order[-1]]))
             batch, order = order[-count:], order[:-count]
-            ids, lengths = pad_right([rows[index] for index in batch], self.padding_id)
+            packed = pack_dialogues([rows[index] for index in batch], self.padding_id)
+            tensors = (packed.input_ids, packed.position_ids, packed.rows, packed.ends)
             device = self.model.device
-            scores[batch] = scores_at_end(self.model, ids.to(device), lengths.to(device)).cpu()
+            scores[batch] = scores_at_ends(self.model, *(tensor.to(device) for tensor in tensors)).cpu()
         return scores
 
 

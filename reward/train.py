@@ -16,7 +16,7 @@ from llama2_chat.models import reward_model_from_policy, save_model, seed_everyt
 from llama2_chat.reward.config import RewardConfig
 from llama2_chat.reward.data import collate_pairs, encode_pairs, training_columns
 from llama2_chat.reward.held_out import held_out_metrics
-from llama2_chat.reward.pooling import pool_by_length, unpool
+from llama2_chat.reward.pooling import pool_at_ends, unpool
 from llama2_chat.reward.scoring import RewardModel
 from llama2_chat.reward.trainer import MarginRewardTrainer
 from llama2_chat.settings import RunSettings
@@ -48,7 +48,7 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     model.config.pad_token_id = tokenizer.padding_id
     arguments = trainer_arguments(config.training, settings, directory.checkpoints, len(pairs))
     seed_everything(settings.seed)
-    pool_by_length(model)
+    pool_at_ends(model)
     trainer = MarginRewardTrainer(
         model=model,
         args=TrlRewardConfig(**arguments),

@@ -43,7 +43,7 @@ class MarginRewardTrainer(RewardTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """-log σ(chosen - rejected - margin), plus the weighted safety classification loss."""
-        scores = model(input_ids=inputs["input_ids"], lengths=inputs["lengths"])
+        scores = model(**{name: inputs[name] for name in ("input_ids", "position_ids", "rows", "ends")})
         chosen, rejected = scores.chunk(2)
         pairs_in_step = len(chosen) if num_items_in_batch is None else num_items_in_batch
         loss = preference_loss(chosen, rejected, margins=inputs["margin"]) * (len(chosen) / pairs_in_step)

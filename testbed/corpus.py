@@ -19,7 +19,7 @@ from llama2_chat.testbed.request import TASK_FAMILIES, Request
 _SELF_CONTAINED = ("add", "subtract", "neighbour", "legs", "opposites", "category", "translate")
 """Families whose statements are facts of the world, true without the question."""
 
-_HARD = ("subtract", "more", "lookup", "odd_one_out")
+_HARD = ("subtract", "more", "lookup", "odd_one_out", "translate")
 _PRACTICE = tuple(3 if family.name in _HARD else 1 for family in TASK_FAMILIES)
 
 _KINDS: tuple[RequestKind, ...] = ("harmless", "borderline", "unsafe")
@@ -44,7 +44,7 @@ def _lessons(rng: Random, split: Split) -> str:
     texts = []
     for _ in range(rng.randint(2, 4)):
         question = (
-            draw_question(rng, split, "borderline") if rng.random() < 0.1 else _hard_or_easy(rng, split)
+            draw_question(rng, split, "borderline") if rng.random() < 0.15 else _hard_or_easy(rng, split)
         )
         texts.append(f"{question.text} {write(question.request, 'plain', rng)}")
     return " ".join(texts)
@@ -101,10 +101,10 @@ def _remembering(rng: Random, split: Split) -> str:
 
 
 _MAKERS: dict[Callable[[Random, Split], str], int] = {
-    _facts: 15,
+    _facts: 12,
     _lessons: 45,
-    _conversation: 20,
+    _conversation: 18,
     _lexicon: 5,
-    _remembering: 15,
+    _remembering: 20,
 }
 """Kinds of documents, with their shares in per cent."""

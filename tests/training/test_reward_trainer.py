@@ -13,7 +13,7 @@ from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 
 from llama2_chat.reward.config import RewardTraining
 from llama2_chat.reward.data import collate_pairs
-from llama2_chat.reward.pooling import pad_right, pool_by_length, scores_at_end, unpool
+from llama2_chat.reward.pooling import pack_dialogues, pool_at_ends, scores_at_ends, unpool
 from llama2_chat.reward.trainer import MarginRewardTrainer
 from llama2_chat.training import placeholder_tokenizer, run_trainer, trainer_arguments
 
@@ -63,7 +63,7 @@ def train(model, columns, settings, directory, *, safety_weight=0.0, **changes):
         }
     )
     count = len(columns["margin"])
-    pool_by_length(model)
+    pool_at_ends(model)
     trainer = MarginRewardTrainer(
         model=model,
         args=TrlRewardConfig(**trainer_arguments(training, settings, directory.checkpoints, count)),
@@ -134,12 +134,13 @@ def test_accumulated_equals_one_batch(
 
 
 @pytest.mark.parametrize("padding_id", [0, 2, 17])
-def test_a_score_does_not_depend_on_padding(reward_model, columns, padding_id: int) -> None:
+def test_a_score_depends_neither_on_padding_nor_on_packing(reward_model, columns, padding_id: int) -> None:
     model, rows = reward_model(), columns["chosen_ids"]
-    ids, lengths = pad_right(rows, padding_id)
+    packed = pack_dialogues(rows, padding_id)
+    assert len(packed.input_ids) < len(rows)
     with torch.no_grad():
-        padded = scores_at_end(model, ids, lengths)
-    torch.testing.assert_close(padded, scores(model, rows), rtol=1e-5, atol=1e-6)
+        found = scores_at_ends(model, packed.input_ids, packed.position_ids, packed.rows, packed.ends)
+    torch.testing.assert_close(found, scores(model, rows), rtol=1e-5, atol=1e-6)
 
 
 def test_the_saved_folder_scores_alike_under_transformers_own_forward(
@@ -148,8 +149,9 @@ def test_the_saved_folder_scores_alike_under_transformers_own_forward(
     model, rows = reward_model(), columns["chosen_ids"]
     model.save_pretrained(tmp_path)
     again = LlamaForSequenceClassification.from_pretrained(tmp_path)
-    ids, lengths = pad_right(rows, again.config.pad_token_id)
-    mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([row + [again.config.pad_token_id] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     with torch.no_grad():
         theirs = again(input_ids=ids, attention_mask=mask).logits.squeeze(-1)
     torch.testing.assert_close(theirs, scores(model, rows), rtol=1e-5, atol=1e-6)
