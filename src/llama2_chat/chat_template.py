@@ -105,8 +105,9 @@ class ChatTemplate:
         rows = messages_to_rows(messages)
         for row in rows:
             row["content"] = self._escape(row["content"])
+        render: Any = render_jinja_template  # its annotation says str, it returns two lists
         try:
-            texts, spans = render_jinja_template(
+            texts, spans = render(
                 conversations=[rows],
                 chat_template=self.source,
                 add_generation_prompt=add_generation_prompt,

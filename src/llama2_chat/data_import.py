@@ -11,110 +11,166 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from llama2_chat.dialogue import Dialogue, Domain, Message, Preference, Prompt, Role
-from llama2_chat.errors import ChatTagError, DataFormatError
+from llama2_chat.dialogue import CHAT_TAGS, Dialogue, Domain, Message, Preference, Prompt, Role
+from llama2_chat.errors import DataFormatError, UserInputError
 from llama2_chat.jsonl import read_rows
 
 Kind = Literal["dialogues", "preferences", "prompts"]
+"""What a file of rows holds, and what an importer can make."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 SOURCE = "hh-rlhf"
+
+IDENTICAL = "chosen and rejected are identical"
+PROMPTS_DIFFER = "the prompts of chosen and rejected differ"
+EMPTY_ANSWER = "an empty last answer"
+ROLES_DO_NOT_ALTERNATE = "roles do not alternate from a user to an assistant turn"
+CHAT_TAG = "a chat tag in the text"
+
+_ANSWER = "\n\nAssistant:"
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
-
-
-class _UnusableError(ValueError):
-    """A row that the importer leaves out; the message is the reason it is counted under."""
+_DOMAINS: dict[str, Domain] = {"harmless": "safety", "helpful": "helpfulness"}
 
 
 @dataclass
 class ImportReport:
-    """Rows read, rows imported and, by reason, rows dropped; the three add up."""
+    """What an import did so far.
+
+    `dropped` counts every reason found; a row that is odd in several ways counts under each of them, so the
+    number of rows dropped is `read - imported`.
+    """
 
     read: int = 0
     imported: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    domain: Domain | None = None
 
     def to_row(self) -> dict[str, Any]:
         """As JSON."""
-        return {"read": self.read, "imported": self.imported, "dropped": dict(sorted(self.dropped.items()))}
+        return {
+            "read": self.read,
+            "imported": self.imported,
+            "domain": self.domain,
+            "dropped": dict(sorted(self.dropped.items())),
+        }
 
     def __str__(self) -> str:
-        reasons = "".join(f"; {count} dropped: {reason}" for reason, count in sorted(self.dropped.items()))
-        return f"{self.read} rows read, {self.imported} imported{reasons}"
+        domain = f" as {self.domain} data" if self.domain else ""
+        summary = (
+            f"{self.read} rows read, {self.imported} imported{domain}, {self.read - self.imported} dropped"
+        )
+        reasons = [f"{reason}: {count}" for reason, count in sorted(self.dropped.items())]
+        return f"{summary} ({'; '.join(reasons)})" if reasons else summary
 
 
 def import_hh_rlhf(
-    file: Path, *, kind: Kind, domain: Domain | None = None, report: ImportReport | None = None
+    file: Path | str, *, kind: Kind, domain: Domain | None = None, report: ImportReport | None = None
 ) -> Iterator[Dialogue | Preference | Prompt]:
     """Rows of an HH-RLHF file as dialogues (the preferred side), preferences or prompts.
 
+    The same rows are dropped whatever is made of them, so that row n of one kind and row n of another come
+    from the same pair, and a file split by rows holds out the same prompts in every kind.
+
     Args:
         file: A JSONL file, `.gz` or not.
-        kind: What to make of each pair.
-        domain: "safety" (the harmless sets) tags dialogues and prompts `is_safety`. HH-RLHF gives no degree
-            of preference, so pairs carry no rating; and no safety labels.
-        report: Filled with the counts.
+        kind: What to make of each pair. HH-RLHF gives neither a degree of preference nor safety labels, so
+            preferences carry no rating and no labels.
+        domain: "safety" tags dialogues and prompts `is_safety`; preferences carry the domain as it is. None
+            takes it from the set's own name: "harmless" in the name of the file or its folder is safety,
+            "helpful" is helpfulness.
+        report: Filled with the counts while the rows are read.
 
     Raises:
         DataFormatError: a row is not JSON, or not of HH-RLHF's format at all.
     """
+    file = Path(file)
+    if kind not in KINDS:
+        raise UserInputError(f'kind "{kind}" unknown; one of {", ".join(KINDS)}')
     report = report if report is not None else ImportReport()
+    report.domain = domain or _domain_of(file)
+    return _imported(file, kind, report)
+
+
+def _imported(file: Path, kind: Kind, report: ImportReport) -> Iterator[Dialogue | Preference | Prompt]:
+    name = file.name.removesuffix(".gz").removesuffix(".jsonl")
     for number, row in read_rows(file):
+        chosen, rejected = (_text_of(row, key, file, number) for key in ("chosen", "rejected"))
         report.read += 1
-        for key in ("chosen", "rejected"):
-            if not isinstance(row.get(key), str):
-                raise DataFormatError(
-                    file, number, f'"{key}" must be a text, as in HH-RLHF; found {row.get(key)!r}'
-                )
+        if reasons := _oddities(chosen, rejected):
+            report.dropped.update(reasons)
+            continue
         try:
-            made = _convert(row["chosen"], row["rejected"], kind, domain)
-        except ChatTagError:
-            report.dropped["a chat tag in the text"] += 1
-        except _UnusableError as reason:
-            report.dropped[str(reason)] += 1
-        else:
-            report.imported += 1
-            yield made
+            made = _make(split_turns(chosen), split_turns(rejected), kind, report.domain, f"{name}:{number}")
+        except ValueError as error:
+            raise DataFormatError(file, number, str(error)) from None
+        report.imported += 1
+        yield made
 
 
-def split_turns(text: str) -> list[Message]:
-    """The turns of an HH-RLHF text, contents stripped.
-
-    Raises:
-        ValueError: it does not begin with a turn, or the roles do not alternate from the user on.
-    """
+def split_turns(text: str) -> tuple[Message, ...]:
+    """The turns of an HH-RLHF text, contents stripped; whatever stands before the first turn is left out."""
     parts = _TURN.split(text)
-    if parts[0].strip():
-        raise _UnusableError("text before the first turn")
-    messages = [
+    return tuple(
         Message(_ROLES[speaker], content.strip())
         for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-    expected = ["user", "assistant"] * (len(messages) // 2 + 1)
-    if not messages or [message.role for message in messages] != expected[: len(messages)]:
-        raise _UnusableError("roles do not alternate")
-    return messages
+    )
 
 
-def _convert(
-    chosen_text: str, rejected_text: str, kind: Kind, domain: Domain | None
+def _oddities(chosen: str, rejected: str) -> list[str]:
+    """Every reason to drop a pair; none if it can be used."""
+    (chosen_prompt, _, chosen_answer), (rejected_prompt, _, rejected_answer) = (
+        text.rpartition(_ANSWER) for text in (chosen, rejected)
+    )
+    found = {
+        IDENTICAL: chosen == rejected,
+        PROMPTS_DIFFER: chosen_prompt != rejected_prompt,
+        EMPTY_ANSWER: not chosen_answer.strip() or not rejected_answer.strip(),
+        ROLES_DO_NOT_ALTERNATE: not (_alternates(chosen) and _alternates(rejected)),
+        CHAT_TAG: any(tag in text for tag in CHAT_TAGS for text in (chosen, rejected)),
+    }
+    return [reason for reason, applies in found.items() if applies]
+
+
+def _alternates(text: str) -> bool:
+    """Whether `text` is turns only, from a human's to an assistant's, strictly in turn."""
+    before, *rest = _TURN.split(text)
+    speakers = rest[::2]
+    turns = len(speakers) // 2
+    return not before.strip() and turns > 0 and speakers == ["Human", "Assistant"] * turns
+
+
+def _make(
+    chosen: tuple[Message, ...],
+    rejected: tuple[Message, ...],
+    kind: Kind,
+    domain: Domain | None,
+    identity: str,
 ) -> Dialogue | Preference | Prompt:
-    if chosen_text == rejected_text:
-        raise _UnusableError("chosen and rejected are the same")
-    chosen, rejected = split_turns(chosen_text), split_turns(rejected_text)
-    if chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
-        raise _UnusableError("does not end with an answer")
-    if chosen[:-1] != rejected[:-1]:
-        raise _UnusableError("the prompts of chosen and rejected differ")
-    if not chosen[-1].content or not rejected[-1].content:
-        raise _UnusableError("empty answer")
     is_safety = domain == "safety"
-    prompt = tuple(chosen[:-1])
-    if kind == "prompts":
-        return Prompt(prompt, is_safety=is_safety, source=SOURCE)
     if kind == "dialogues":
-        # from_row also refuses chat tags in the answers, which sampled text may hold but a file may not.
-        return Dialogue.from_row(Dialogue(tuple(chosen), is_safety=is_safety, source=SOURCE).to_row())
-    pair = Preference(prompt, chosen[-1].content, rejected[-1].content, domain=domain, source=SOURCE)
-    return Preference.from_row(pair.to_row())
+        return Dialogue(chosen, is_safety=is_safety, id=identity, source=SOURCE)
+    if kind == "prompts":
+        return Prompt(chosen[:-1], is_safety=is_safety, source=SOURCE)
+    return Preference(chosen[:-1], chosen[-1].content, rejected[-1].content, domain=domain, source=SOURCE)
+
+
+def _domain_of(file: Path) -> Domain | None:
+    """The domain that the published name of a set says: `harmless-base/train.jsonl.gz`."""
+    for name in (file.name, file.absolute().parent.name):
+        for word, domain in _DOMAINS.items():
+            if word in name.lower():
+                return domain
+    return None
+
+
+def _text_of(row: dict[str, Any], key: str, file: Path, number: int) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        found = f"{key} is not a string" if key in row else f"{key} is missing"
+        raise DataFormatError(
+            file, number, f'{found}; a row of HH-RLHF holds two texts, "chosen" and "rejected"'
+        )
+    return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from llama2_chat.errors import ChatTagError, did_you_mean
 
@@ -354,7 +354,7 @@ def _check_choice(value: object, name: str, allowed: tuple[_Choice, ...]) -> _Ch
     if value not in allowed:
         hint = did_you_mean(value, allowed)
         raise ValueError(f'{name} "{value}" unknown; one of {", ".join(allowed)}{hint}')
-    return cast(_Choice, value)
+    return value
 
 
 def _required(row: Mapping[str, Any], name: str, prefix: str = "") -> Any:

@@ -6,18 +6,30 @@ line. `scan` goes on after a bad line and hands the error over in its place; `re
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from llama2_chat.dialogue import Dialogue, Preference, Prompt, Row, Sample
-from llama2_chat.errors import ChatTagError, DataFormatError, MissingFileError, UserInputError
+from llama2_chat.errors import (
+    ChatTagError,
+    DataFormatError,
+    MissingFileError,
+    OutputFolderError,
+    UserInputError,
+)
 from llama2_chat.files import atomic_path
 
 _T = TypeVar("_T")
+_UNWRITABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 
 
 def read_rows(path: Path | str) -> Iterator[tuple[int, Row]]:
@@ -74,10 +86,13 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object a line, atomically, gzip by suffix; returns the number of rows.
 
     The bytes are a function of the rows alone: gzip's header carries neither time nor name.
+
+    Raises:
+        OutputFolderError: nothing can be written at `path`.
     """
     path = Path(path)
     count = 0
-    with atomic_path(path) as temporary, temporary.open("wb") as raw:
+    with _output(path) as raw:
         compress = path.suffix == ".gz"
         packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if compress else None
         stream = cast("IO[bytes]", packed or raw)
@@ -166,6 +181,22 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | UserInputError]]:
             number + 1,
             DataFormatError(path, number + 1, f"not valid gzip data ({error}); only *.gz is unpacked"),
         )
+
+
+@contextmanager
+def _output(path: Path) -> Iterator[IO[bytes]]:
+    if path.is_dir():
+        raise OutputFolderError(f"{path}: is a folder; name a file")
+    try:
+        with atomic_path(path) as temporary, temporary.open("wb") as stream:
+            yield stream
+    except OSError as error:
+        # Anything else (a full disk) is not the user's mistake.
+        if error.errno in _UNWRITABLE:
+            raise OutputFolderError(
+                f"{path}: cannot be written ({error.strerror}); choose another place"
+            ) from error
+        raise
 
 
 def _open(path: Path) -> IO[bytes]:
