@@ -6,7 +6,8 @@ Everything wrong with a recipe is reported at once.
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 from llama2_chat.errors import MissingFileError, RecipeError, did_you_mean
 from llama2_chat.evaluation.config import EvaluationConfig
 from llama2_chat.pipeline.problems import validation_problems
-from llama2_chat.pipeline.references import references
+from llama2_chat.pipeline.references import Referring, references_in_mapping
 from llama2_chat.pipeline.yaml_files import apply_overrides, read_mapping
 from llama2_chat.settings import RunSettings, StrictModel
 from llama2_chat.stage import STAGE_KINDS
@@ -155,15 +156,8 @@ def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) ->
     evaluation = None
     if mapping.get("evaluation") is not None:
         evaluation = _validated(EvaluationConfig, mapping["evaluation"], "evaluation", problems)
-    data_names = list((mapping.get("data") or {}) if isinstance(mapping.get("data") or {}, Mapping) else {})
-    stage_names = list(mapping["stages"]) if isinstance(mapping.get("stages"), Mapping) else []
-    kinds = {name: stage.kind for name, stage in stages.items()}  # type: ignore[attr-defined]
-    for name, stage in stages.items():
-        problems += _reference_problems(stage, f"stages.{name}", data_names, stage_names, kinds, before=name)
-    if evaluation is not None:
-        problems += _reference_problems(evaluation, "evaluation", data_names, stage_names, kinds, before=None)
-    if isinstance(head, RecipeHead):
-        problems += _base_problems(head, folder)
+    problems += _all_reference_problems(mapping)
+    problems += _base_problems(mapping.get("base_model"), folder)
     if problems:
         raise RecipeError(source, problems)
     assert isinstance(head, RecipeHead)
@@ -194,6 +188,8 @@ def _data(value: Any, folder: Path, problems: list[str]) -> dict[str, DataEntry]
         return {}
     entries: dict[str, DataEntry] = {}
     for name, entry in value.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+            problems.append(f"data.{name}: a data entry's name is letters, digits, -, _ and dots inside")
         mapping = {"path": entry} if isinstance(entry, str) else entry
         if not isinstance(mapping, Mapping):
             problems.append(f"data.{name}: a path or a mapping is wanted, found {entry!r}")
@@ -216,12 +212,15 @@ def _stages(value: Any, problems: list[str]) -> dict[str, StrictModel]:
     stages = {}
     for name, mapping in value.items():
         key = f"stages.{name}"
-        kind = mapping.get("kind") if isinstance(mapping, Mapping) else None
+        kind = _kind_of(mapping)
         if name == "base" or not isinstance(name, str) or not name.replace("-", "_").isidentifier():
             problems.append(f"{key}: a stage's name is letters, digits, - and _, and not `base`")
-        elif kind not in STAGE_KINDS:
-            hint = did_you_mean(str(kind), STAGE_KINDS)
-            problems.append(f'{key}.kind: "{kind}" unknown{hint}; one of {", ".join(STAGE_KINDS)}')
+        elif not isinstance(mapping, Mapping):
+            problems.append(f"{key}: a mapping is wanted, found {mapping!r}")
+        elif kind is None:
+            given = str(mapping.get("kind"))
+            hint = did_you_mean(given, STAGE_KINDS)
+            problems.append(f'{key}.kind: "{given}" unknown{hint}; one of {", ".join(STAGE_KINDS)}')
         else:
             made = _validated(STAGE_KINDS[kind].load_config_class(), mapping, key, problems)
             if made is not None:
@@ -229,8 +228,36 @@ def _stages(value: Any, problems: list[str]) -> dict[str, StrictModel]:
     return stages
 
 
+def _all_reference_problems(mapping: Mapping[str, Any]) -> list[str]:
+    """References of every stage of a known kind (though other keys of it may be wrong) and the evaluation."""
+    problems = []
+    written = mapping.get("stages")
+    stages = written if isinstance(written, Mapping) else {}
+    data = mapping.get("data")
+    data_names = [str(name) for name in data] if isinstance(data, Mapping) else []
+    stage_names = [str(name) for name in stages]
+    kinds = {str(name): kind for name, stage in stages.items() if (kind := _kind_of(stage)) is not None}
+    for name, stage in stages.items():
+        if (kind := _kind_of(stage)) is not None:
+            found = references_in_mapping(STAGE_KINDS[kind].load_config_class(), stage)
+            problems += _reference_problems(
+                found, f"stages.{name}", data_names, stage_names, kinds, before=str(name)
+            )
+    evaluation = mapping.get("evaluation")
+    if isinstance(evaluation, Mapping):
+        found = references_in_mapping(EvaluationConfig, evaluation)
+        problems += _reference_problems(found, "evaluation", data_names, stage_names, kinds, before=None)
+    return problems
+
+
+def _kind_of(stage: Any) -> str | None:
+    """The kind in a stage's mapping, if it is a known one."""
+    kind = stage.get("kind") if isinstance(stage, Mapping) else None
+    return kind if isinstance(kind, str) and kind in STAGE_KINDS else None
+
+
 def _reference_problems(
-    config: StrictModel,
+    found: Iterable[Referring],
     key: str,
     data: Sequence[str],
     stages: Sequence[str],
@@ -241,7 +268,7 @@ def _reference_problems(
     """References to what is missing, comes later or is of the wrong sort."""
     problems = []
     earlier = list(stages) if before is None else list(stages)[: list(stages).index(before)]
-    for referring in references(config):
+    for referring in found:
         place = f"{key}.{referring.field}"
         for name in referring.names:
             if referring.kind == "data":
@@ -269,12 +296,15 @@ def _produces(kind: str) -> str:
     return STAGE_KINDS[kind].produces
 
 
-def _base_problems(head: RecipeHead, folder: Path) -> list[str]:
-    """A local base model must be there; `owner/name` may be a hub id."""
-    path, local = head.base_model.path, folder / head.base_model.path
+def _base_problems(base: Any, folder: Path) -> list[str]:
+    """A local base model must be there; `owner/name` may be a hub id. What is no text is reported elsewhere."""
+    source = {"path": base} if isinstance(base, str) else base if isinstance(base, Mapping) else {}
+    path, file = source.get("path"), source.get("gguf_file")
+    if not isinstance(path, str):
+        return []
+    local = folder / path
     if local.is_dir():
-        file = head.base_model.gguf_file
-        if file is not None and not (local / file).is_file():
+        if isinstance(file, str) and not (local / file).is_file():
             return [f"base_model.gguf_file: no such file: {local / file}"]
         return []
     looks_like_hub = path.count("/") == 1 and not path.startswith((".", "/", "~"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -23,12 +23,18 @@ class Referring:
 
 def references(config: StrictModel) -> Iterator[Referring]:
     """All references in a configuration's own fields (None is no reference)."""
-    for name, field in type(config).model_fields.items():
+    values = {name: getattr(config, name) for name in type(config).model_fields}
+    return references_in_mapping(type(config), values)
+
+
+def references_in_mapping(model: type[StrictModel], values: Mapping[Any, Any]) -> Iterator[Referring]:
+    """All references in a mapping meant for `model`, which may be wrong; what is no text is passed over."""
+    for name, field in model.model_fields.items():
         reference = _reference_in(field.annotation, field.metadata)
-        value = getattr(config, name)
+        value = values.get(name)
         if reference is None or value is None:
             continue
-        names = tuple(value) if isinstance(value, list) else (value,)
+        names = tuple(n for n in (value if isinstance(value, list) else [value]) if isinstance(n, str))
         if reference.kind == "data":
             yield Referring(name, "data", names)
         else:
