@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import MethodType
 from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel, Trainer
 from trl.trainer.sft_config import SFTConfig as TrlSftConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from llama2_chat.errors import UserInputError
-from llama2_chat.packing import collate_rows, pack
+from llama2_chat.packing import IGNORED, collate_rows, pack
 from llama2_chat.settings import RunSettings, TrainingConfig
 from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenization import TokenizedDialogue
@@ -28,15 +32,64 @@ from llama2_chat.training import (
 
 
 class PackedSftTrainer(SFTTrainer):
-    """TRL's trainer on rows that are packed already; its checkpoints carry no generated model card."""
+    """TRL's trainer on rows that are packed already, with logits only where a token is trained.
+
+    The loss is the mean over all trained tokens of an optimiser step's micro-batches, over all processes.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # transformers would copy the placeholder's special tokens into the model's config.
         self.processing_class = None
+        score_trained_tokens(self.model)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Summed cross-entropy of this micro-batch over the trained tokens of the whole step."""
+        total, correct = model(**inputs)
+        trained = (inputs["labels"] != IGNORED).sum()
+        in_step = trained if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        counts = self.accelerator.gather(torch.stack([correct, trained]).unsqueeze(0)).sum(0)
+        accuracy = (counts[0] / counts[1].clamp(min=1)).item()
+        self._metrics["train"]["mean_token_accuracy"].append(accuracy)
+        return total / in_step.clamp(min=1) * self.accelerator.num_processes
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)
+
+
+def trained_token_loss(
+    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy, in float32, of the labels that are not ignored, and how many are predicted right.
+
+    The head is computed at those positions alone: the token before each trained one.
+    """
+    hidden_BSH = model.base_model(
+        input_ids=input_ids, position_ids=position_ids, use_cache=False
+    ).last_hidden_state
+    targets_BS = labels[:, 1:]
+    trained_mask = targets_BS != IGNORED
+    targets_N = targets_BS[trained_mask]
+    logits_NV = model.get_output_embeddings()(hidden_BSH[:, :-1][trained_mask]).float()
+    total = functional.cross_entropy(logits_NV, targets_N, reduction="sum")
+    return total, (logits_NV.argmax(-1) == targets_N).sum()
+
+
+def score_trained_tokens(model: PreTrainedModel) -> None:
+    """Make the model's forward `trained_token_loss`, so that wrappers (DDP, FSDP) see one forward."""
+
+    def forward(
+        self: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, labels: Tensor, **_: Any
+    ) -> tuple[Tensor, Tensor]:
+        return trained_token_loss(self, input_ids, position_ids, labels)
+
+    model.forward = MethodType(forward, model)
 
 
 def train_sequences(
@@ -87,6 +140,7 @@ def train_sequences(
     started = time.perf_counter()
     metrics = run_trainer(trainer, directory, description)
     tokens = sum(len(row.input_ids) for row in rows)
+    model.__dict__.pop("forward", None)
     directory.events.write("training_rate", tokens=tokens, seconds=time.perf_counter() - started)
     drop_optimiser_state(directory.checkpoints)
     model.config.use_cache = cache

@@ -28,7 +28,7 @@ from llama2_chat.stage import StageDirectory
 
 COMPLETE_MARKER = "complete"
 _OPTIMISER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin")
-_LOGGED = ("loss", "grad_norm", "learning_rate", "entropy", "mean_token_accuracy", "accuracy", "epoch")
+_LOGGED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "accuracy", "epoch")
 
 
 def count_steps(sequences: int, training: TrainingConfig) -> int:
