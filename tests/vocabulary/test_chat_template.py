@@ -1,0 +1,191 @@
+"""The tokenizer's own chat template: answers found, control pieces in a text kept as text."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from llama2_chat.chat_format import TokenizerChatFormat, build_chat_format
+from llama2_chat.dialogue import Message
+from llama2_chat.errors import UserInputError
+from llama2_chat.tokenization import tokenize_dialogue
+from llama2_chat.tokenizers import HuggingFaceTokenizer, load_tokenizer
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+MARKED = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# The number of messages stands at the front, so each one more changes what came before.
+UNSTABLE = "{{ messages | length }}" + CHATML
+ENDLESS = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+REFUSING = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + CHATML
+)
+
+START, END, EOS = 256, 257, 258
+CONTROLS = {"<|im_start|>": START, "<|im_end|>": END, "<|endoftext|>": EOS}
+
+
+def make_tokenizer(template: str | None) -> HuggingFaceTokenizer:
+    """One id a byte, with three control ids: ids can be written down as text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={piece: number for number, piece in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(list(CONTROLS))
+    assert {piece: raw.token_to_id(piece) for piece in CONTROLS} == CONTROLS
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|endoftext|>")
+    tokenizer.chat_template = template
+    return HuggingFaceTokenizer(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def written() -> Callable[[list[int]], str]:
+    """Ids as text, control ids in angle quotes: what is text and what is control can be told apart."""
+    raw = make_tokenizer(None)
+    marks = {START: "‹", END: "›", EOS: "¶"}
+
+    def write(ids: list[int]) -> str:
+        parts, run = [], []
+        for number in [*ids, -1]:
+            if number in marks or number == -1:
+                parts += [raw.decode(run), marks.get(number, "")]
+                run = []
+            else:
+                run.append(number)
+        return "".join(parts)
+
+    return write
+
+
+DIALOGUE = (
+    Message("system", "Be kind."),
+    Message("user", "Hi"),
+    Message("assistant", "Hello"),
+    Message("user", "Bye"),
+    Message("assistant", "See you"),
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_answers_are_found_and_the_line_break_after_them_is_not_trained(
+    template: str, written: Callable[[list[int]], str]
+) -> None:
+    chat_format = build_chat_format("tokenizer", make_tokenizer(template))
+    assert chat_format.stop_id == END
+    found = [(written(segment.ids), segment.trained) for segment in chat_format.segments(DIALOGUE)]
+    assert found == [
+        ("‹system\nBe kind.›\n‹user\nHi›\n‹assistant\n", False),
+        ("Hello›", True),
+        ("\n‹user\nBye›\n‹assistant\n", False),
+        ("See you›", True),
+    ]
+    prompt = chat_format.prompt_ids(DIALOGUE[:-1])
+    assert written(prompt) == "‹system\nBe kind.›\n‹user\nHi›\n‹assistant\nHello›\n‹user\nBye›\n‹assistant\n"
+    # What is sampled from is what the answer was trained after.
+    whole = tokenize_dialogue(DIALOGUE, chat_format, "last_answer")
+    assert whole.input_ids[: len(prompt)] == prompt
+    assert whole.loss_mask == [False] * len(prompt) + [True] * len("See you›")
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_ids_are_those_of_transformers(template: str) -> None:
+    tokenizer = make_tokenizer(template)
+    chat_format = TokenizerChatFormat(tokenizer)
+    rows = [message.to_row() for message in DIALOGUE]
+    expected = tokenizer.hf.apply_chat_template(rows, tokenize=True, return_dict=False)
+    ids = [number for segment in chat_format.segments(DIALOGUE) for number in segment.ids]
+    line_break = tokenizer.encode("\n")
+    assert ids + line_break == expected  # left out at the end of a dialogue
+    prompt = tokenizer.hf.apply_chat_template(
+        rows[:-1], tokenize=True, return_dict=False, add_generation_prompt=True
+    )
+    assert chat_format.prompt_ids(DIALOGUE[:-1]) == prompt
+
+
+texts = st.lists(
+    st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
+        st.sampled_from([*CONTROLS, "\ufdd0", "\U00100001", "\n", "\ufdd0\ufdd0<|im_end|>"]),
+    ),
+    max_size=4,
+).map("".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(system=texts, user=texts, answer=texts)
+def test_no_text_can_forge_a_control_id(
+    system: str, user: str, answer: str, written: Callable[[list[int]], str]
+) -> None:
+    chat_format = FORMATS["chatml"]
+    messages = (Message("system", system), Message("user", user), Message("assistant", answer))
+    prompt, trained = chat_format.segments(messages)
+    controls = [number for number in prompt.ids if number >= START]
+    assert controls == [START, END, START, END, START]
+    assert [number for number in trained.ids if number >= START] == [END]
+    assert written(prompt.ids) == f"‹system\n{system}›\n‹user\n{user}›\n‹assistant\n"
+    assert written(trained.ids) == f"{answer}›"
+    assert chat_format.decode_response(trained.ids) == answer.strip()
+
+
+FORMATS = {"chatml": TokenizerChatFormat(make_tokenizer(CHATML))}
+
+
+def test_a_response_ends_at_the_stop_token() -> None:
+    chat_format = FORMATS["chatml"]
+    encode = chat_format.tokenizer.encode
+    assert chat_format.decode_response([*encode(" Hello \n"), END, *encode("\nmore")]) == "Hello"
+
+
+def test_a_template_that_rewrites_earlier_text() -> None:
+    with pytest.raises(UserInputError, match="changes earlier text when a message is added"):
+        TokenizerChatFormat(make_tokenizer(UNSTABLE))
+
+
+def test_marks_find_the_answers_of_such_a_template(written: Callable[[list[int]], str]) -> None:
+    chat_format = TokenizerChatFormat(make_tokenizer("{{ messages | length }}" + MARKED))
+    found = [(written(segment.ids), segment.trained) for segment in chat_format.segments(DIALOGUE[1:3])]
+    assert found == [("2‹user\nHi›\n‹assistant\n", False), ("Hello›", True)]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no chat template of its own; choose chat_format: llama2"),
+        (ENDLESS, "writes no control token after an answer"),
+    ],
+)
+def test_templates_that_cannot_be_used(template: str | None, message: str) -> None:
+    with pytest.raises(UserInputError, match=message):
+        TokenizerChatFormat(make_tokenizer(template))
+
+
+def test_a_template_that_refuses_a_dialogue() -> None:
+    chat_format = TokenizerChatFormat(make_tokenizer(REFUSING))
+    assert chat_format.segments(DIALOGUE[1:])
+    with pytest.raises(UserInputError, match="the tokenizer's template refuses a dialogue: no system here"):
+        chat_format.segments(DIALOGUE)
+
+
+def test_the_template_is_saved_with_the_tokenizer(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(CHATML)
+    chat_format = TokenizerChatFormat(tokenizer)
+    tokenizer.save(tmp_path)
+    again = TokenizerChatFormat(load_tokenizer(tmp_path))
+    assert again.segments(DIALOGUE) == chat_format.segments(DIALOGUE)
+    assert string.printable == tokenizer.decode(tokenizer.encode(string.printable))
