@@ -359,8 +359,7 @@ def _check_choice(value: object, name: str, allowed: tuple[_Choice, ...]) -> _Ch
 
 def _required(row: Mapping[str, Any], name: str, prefix: str = "") -> Any:
     if name not in row:
-        hint = did_you_mean(name, row)
-        raise ValueError(f'"{prefix}{name}" is missing; found {", ".join(row) or "no fields"}{hint}')
+        raise ValueError(f'"{prefix}{name}" is missing; found {", ".join(row) or "no fields"}')
     return row[name]
 
 

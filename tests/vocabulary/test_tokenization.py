@@ -92,8 +92,7 @@ def test_a_dialogue_that_ends_with_the_user_trains_nothing(policy: LossPolicy) -
     assert masked((USER,), policy) == "." * 17
 
 
-# One turn is 21 tokens; the system message adds the 18 of "<<SYS>>\n" + "s" + "\n<</SYS>>\n\n" less
-# nothing: 8 + 1 + 12 = 21 characters.
+# One turn is 21 tokens; "<<SYS>>\n", "s" and "\n<</SYS>>\n\n" add 8 + 1 + 11 = 20.
 THREE_TURNS = (USER, ANSWER) * 3
 
 
@@ -106,16 +105,16 @@ THREE_TURNS = (USER, ANSWER) * 3
         (THREE_TURNS, 41, THREE_TURNS[4:]),
         (THREE_TURNS, 21, THREE_TURNS[4:]),
         (THREE_TURNS, 20, None),
-        ((SYSTEM, *THREE_TURNS), 84, (SYSTEM, *THREE_TURNS)),
-        ((SYSTEM, *THREE_TURNS), 83, (SYSTEM, *THREE_TURNS[2:])),
-        ((SYSTEM, *THREE_TURNS), 42, (SYSTEM, USER, ANSWER)),
-        ((SYSTEM, *THREE_TURNS), 41, None),
+        ((SYSTEM, *THREE_TURNS), 83, (SYSTEM, *THREE_TURNS)),
+        ((SYSTEM, *THREE_TURNS), 82, (SYSTEM, *THREE_TURNS[2:])),
+        ((SYSTEM, *THREE_TURNS), 41, (SYSTEM, USER, ANSWER)),
+        ((SYSTEM, *THREE_TURNS), 40, None),
         ((*THREE_TURNS, USER), 80, (*THREE_TURNS, USER)),
         ((*THREE_TURNS, USER), 79, (*THREE_TURNS[2:], USER)),
         ((*THREE_TURNS, USER), 17, (USER,)),
         ((*THREE_TURNS, USER), 16, None),
-        ((SYSTEM, USER), 38, (SYSTEM, USER)),
-        ((SYSTEM, USER), 37, None),
+        ((SYSTEM, USER), 37, (SYSTEM, USER)),
+        ((SYSTEM, USER), 36, None),
     ],
 )
 def test_oldest_whole_turns_go_first(
