@@ -145,7 +145,7 @@ def _parse(path: Path, number: int, line: bytes) -> Row | UserInputError:
     try:
         # Some editors put a byte-order mark before the first line.
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        row = json.loads(text)
+        row = json.loads(text.rstrip())  # a line end would count as another line in an error's column
     except UnicodeDecodeError as error:
         return DataFormatError(
             path,
