@@ -177,7 +177,7 @@ def test_text_that_is_not_utf_8(workspace: Path) -> None:
 
 
 def test_unknown_recipe_name() -> None:
-    with pytest.raises(MissingFileError, match='tinny: .*did you mean "tiny".*packaged are .*tiny'):
+    with pytest.raises(MissingFileError, match=r'tinny: .*did you mean "tiny".*packaged are .*tiny'):
         load_recipe("tinny")
 
 
@@ -191,9 +191,11 @@ def test_merge_keys_still_work(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize("name", packaged_recipes())
-def test_packaged_recipes_know_their_keys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files may be missing from a checkout (real data); keys may not be wrong."""
+def test_packaged_recipes_know_their_keys(name: str) -> None:
+    """Files may be missing (real data is not shipped); keys may not be wrong."""
+    problems: tuple[str, ...] = ()
     try:
         load_recipe(name)
     except RecipeError as error:
-        assert all("no such f" in problem for problem in error.problems), error.problems
+        problems = error.problems
+    assert [problem for problem in problems if "no such f" not in problem] == []

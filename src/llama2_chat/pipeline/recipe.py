@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
@@ -71,7 +71,7 @@ class RecipeHead(RunSettings):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Also the default run folder's name"
     )
-    sweep: dict[str, list[Any]] = Field(
+    sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default_factory=dict, description="Dotted key: values; the recipe runs once for each"
     )
 
@@ -217,6 +217,10 @@ def _stages(value: Any, problems: list[str]) -> dict[str, StrictModel]:
             problems.append(f"{key}: a stage's name is letters, digits, - and _, and not `base`")
         elif not isinstance(mapping, Mapping):
             problems.append(f"{key}: a mapping is wanted, found {mapping!r}")
+        elif "kind" not in mapping:
+            others = [str(other) for other in value if other != name]
+            hint = did_you_mean(name, others)
+            problems.append(f"{key}.kind: required, but missing{hint}; one of {', '.join(STAGE_KINDS)}")
         elif kind is None:
             given = str(mapping.get("kind"))
             hint = did_you_mean(given, STAGE_KINDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,11 @@ from llama2_chat.errors import UserInputError, did_you_mean
 from llama2_chat.files import read_json, remove, sha256_of, write_json
 from llama2_chat.pipeline.data import prepare_data
 from llama2_chat.pipeline.fingerprints import fingerprint_of, fingerprint_of_model
-from llama2_chat.pipeline.recipe import Recipe, load_recipe
+from llama2_chat.pipeline.recipe import Recipe
 from llama2_chat.pipeline.references import references, resolve
 from llama2_chat.pipeline.run_directory import RunDirectory, opened
 from llama2_chat.pipeline.stage_config import load_stage_config, write_stage_config
+from llama2_chat.pipeline.sweep import load_runs
 from llama2_chat.stage import STAGE_KINDS, StageDirectory
 
 
@@ -64,19 +64,13 @@ def run_recipe(
     recipe_name: str, overrides: Sequence[str], output_dir: Path | None, selection: Selection
 ) -> list[Path]:
     """Run a recipe, or each combination of its `sweep`; returns the run directories."""
-    recipe = load_recipe(recipe_name, overrides)
-    selection.check(recipe)
-    root = output_dir or Path("runs") / recipe.head.name
-    if not recipe.head.sweep:
-        _run_one(recipe, root, selection)
-        return [root]
-    made = []
-    for values in itertools.product(*recipe.head.sweep.values()):
-        changes = [f"{key}={value}" for key, value in zip(recipe.head.sweep, values, strict=True)]
-        folder = root / "sweep" / ",".join(changes).replace("/", "_")
-        _run_one(load_recipe(recipe_name, [*overrides, *changes, "sweep={}"]), folder, selection)
-        made.append(folder)
-    return made
+    runs = load_runs(recipe_name, overrides)
+    for _, recipe in runs:
+        selection.check(recipe)
+    root = output_dir or Path("runs") / runs[0][1].head.name
+    for folder, recipe in runs:
+        _run_one(recipe, root / folder, selection)
+    return [root / folder for folder, _ in runs]
 
 
 def _run_one(recipe: Recipe, path: Path, selection: Selection) -> None:

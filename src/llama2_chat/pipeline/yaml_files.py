@@ -108,13 +108,15 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[s
         *parents, last = key.split(".")
         for parent in parents:
             following = place.setdefault(parent, {})
+            if isinstance(following, str) and (parents == ["base_model"] or parents[:-1] == ["data"]):
+                following = place[parent] = {"path": following}  # the short form of these entries
             if not isinstance(following, dict):
                 problems.append(f'{key}: "{parent}" holds {following!r}, not a mapping')
                 break
             place = following
         else:
             try:
-                place[last] = parse(text)
+                place[last] = expand(parse(text), "overrides")
             except yaml.YAMLError:
                 problems.append(f"{key}: {text!r} is not valid YAML")
     if problems:
