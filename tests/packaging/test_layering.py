@@ -107,17 +107,12 @@ def _walk(node: ast.AST, name: str, is_package: bool, lazy: bool) -> Iterator[Im
 
 def read_modules() -> list[Module]:
     modules = []
-    for package, folder in FOLDERS.items():
-        for file in sorted((REPOSITORY / folder).glob("*.py")):
+    for package in PROJECT["tool"]["setuptools"]["packages"]:
+        # Packages inside src/llama2_chat follow the package itself and have no mapping of their own.
+        folder = REPOSITORY / FOLDERS.get(package, "src/" + package.replace(".", "/"))
+        for file in sorted(folder.glob("*.py")):
             name = package if file.stem == "__init__" else f"{package}.{file.stem}"
             modules.append(Module(name, file, imports_of(file, name)))
-    # Packages inside src/llama2_chat follow the package itself and need no folder of their own.
-    for package in PROJECT["tool"]["setuptools"]["packages"]:
-        if package not in FOLDERS:
-            folder = REPOSITORY / "src" / Path(*package.split("."))
-            for file in sorted(folder.glob("*.py")):
-                name = package if file.stem == "__init__" else f"{package}.{file.stem}"
-                modules.append(Module(name, file, imports_of(file, name)))
     return modules
 
 
@@ -259,3 +254,8 @@ def test_no_file_has_a_vague_name() -> None:
     wrong = [str(module.file) for module in MODULES if module.file.stem in VAGUE_NAMES]
     folders = [folder for folder in FOLDERS.values() if Path(folder).name in VAGUE_NAMES]
     assert not wrong + folders
+
+
+def test_every_stage_folder_has_its_readme() -> None:
+    assert len(STAGES) >= 7
+    assert [folder for folder in STAGES if not (REPOSITORY / folder / "README.md").exists()] == []
