@@ -9,7 +9,7 @@ from typing import Any
 from llama2_chat.errors import DataFormatError
 from llama2_chat.jsonl import read_rows
 from llama2_chat.model_card import model_card
-from llama2_chat.models import save_model, select_device
+from llama2_chat.models import save_model, select_device, use_fitting_threads
 from llama2_chat.pretrain.config import PretrainConfig
 from llama2_chat.pretrain.model import new_model
 from llama2_chat.pretrain.tokenizer import train_tokenizer
@@ -35,7 +35,9 @@ def run_stage(config: PretrainConfig, settings: RunSettings, directory: StageDir
         end_id=tokenizer.eos_id,
         seed=settings.seed,
     )
-    model.to(select_device(settings.device))  # type: ignore[arg-type]
+    device = select_device(settings.device)
+    use_fitting_threads(model, device)
+    model.to(device)  # type: ignore[arg-type]
     metrics = train_sequences(
         model,
         list(to_sequences(texts, tokenizer, config.training.sequence_length)),

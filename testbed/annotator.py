@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llama2_chat.testbed.oracle import grade, safety_score
 
 if TYPE_CHECKING:
-    from llama2_chat.dialogue import Message, Rating
-
-Domain = Literal["helpfulness", "safety"]
+    from llama2_chat.dialogue import Domain, Message, Rating
 
 NOISE = 0.1
 """Standard deviation of the error on a score difference."""

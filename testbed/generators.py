@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama2_chat.testbed import annotator
 from llama2_chat.testbed.answers import (
@@ -34,6 +34,9 @@ from llama2_chat.testbed.dialogues import (
 )
 from llama2_chat.testbed.family import Split
 from llama2_chat.testbed.request import Request
+
+if TYPE_CHECKING:
+    from llama2_chat.dialogue import Domain
 
 Row = dict[str, Any]
 
@@ -141,7 +144,7 @@ def preferences(
     seed: int,
     split: Split = "train",
     *,
-    domain: annotator.Domain = "helpfulness",
+    domain: Domain = "helpfulness",
     noise: float = annotator.NOISE,
     multi_turn: float = 0.12,
     attributes: float = 0.08,
@@ -170,9 +173,7 @@ def preferences(
         yield _preference_row(prompt, (a, b), verdict, domain)
 
 
-def _two_answers(
-    request: Request, prompt: list[MessageRow], domain: annotator.Domain, rng: Random
-) -> tuple[str, str]:
+def _two_answers(request: Request, prompt: list[MessageRow], domain: Domain, rng: Random) -> tuple[str, str]:
     """Two different answers; pairs of nearly the same worth are mostly drawn again."""
     mix = UNSAFE_COMPARED if request.family.risk_category else COMPARED
     if request.language:
@@ -190,7 +191,7 @@ def _preference_row(
     prompt: list[MessageRow],
     answers: tuple[str, str],
     verdict: annotator.Comparison,
-    domain: annotator.Domain,
+    domain: Domain,
 ) -> Row:
     order = (0, 1) if verdict.preferred == "a" else (1, 0)
     safe = (verdict.safe_a, verdict.safe_b)

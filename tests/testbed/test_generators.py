@@ -43,13 +43,13 @@ def texts_of(row: dict[str, Any]) -> Iterator[str]:
 def training_text() -> str:
     """Thousands of rows of everything that is trained on, one text a line."""
     rows = itertools.chain(
-        GENERATORS["pretraining_text"](rows=8000, seed=0),
-        GENERATORS["demonstrations"](rows=5000, seed=1),
-        GENERATORS["demonstrations"](rows=1000, seed=2, unsafe=1.0),
-        GENERATORS["preferences"](rows=1500, seed=3),
-        GENERATORS["preferences"](rows=1500, seed=4, domain="safety"),
-        GENERATORS["prompts"](rows=2000, seed=5),
-        GENERATORS["attribute_dialogues"](rows=1000, seed=6),
+        GENERATORS["pretraining_text"](rows=4000, seed=0),
+        GENERATORS["demonstrations"](rows=3000, seed=1),
+        GENERATORS["demonstrations"](rows=500, seed=2, unsafe=1.0),
+        GENERATORS["preferences"](rows=500, seed=3),
+        GENERATORS["preferences"](rows=500, seed=4, domain="safety"),
+        GENERATORS["prompts"](rows=1000, seed=5),
+        GENERATORS["attribute_dialogues"](rows=500, seed=6),
     )
     return "\n".join(text.lower() for row in rows for text in texts_of(row))
 
@@ -158,20 +158,24 @@ LISTED += [*UNSAFE_FAMILIES, *BORDERLINE_FAMILIES]
 def test_no_held_out_item_occurs_in_training_text(family: Family, training_text: str) -> None:
     """Every question and every statement about every held-out item, searched for word by word."""
     held_out = [item for item in items(family) if family.is_held_out(item)]
+    training = [item for item in items(family) if not family.is_held_out(item)]
     assert len(held_out) >= 4
+    assert not found_in(training_text, family, held_out)
+    # The same search finds training items, so it would have found these.
+    assert len(found_in(training_text, family, training[:40])) > 10
+
+
+def found_in(text: str, family: Family, some: list[dict[str, str]]) -> set[str]:
+    """Every question and every telling statement about `some` items that stands in `text`."""
     wordings = (*family.questions, *family.held_out_questions)
-    phrases = {fill(wording, item).lower() for item in held_out for wording in wordings}
-    telling = [
-        wording for wording in family.statements if all(f"{{{slot}}}" in wording for slot in family.slots)
-    ]
+    phrases = {fill(wording, item).lower() for item in some for wording in wordings}
+    telling = [text for text in family.statements if all(f"{{{slot}}}" in text for slot in family.slots)]
     assert telling
-    phrases |= {
-        fill(wording, {**item, "value": family.solve(item)}).lower()
-        for item in held_out
-        for wording in telling
-    }
-    found = {phrase for phrase in phrases if re.search(rf"(?<!\w){re.escape(phrase)}", training_text)}
-    assert not found
+    for item in some:
+        phrases |= {fill(wording, {**item, "value": family.solve(item)}).lower() for wording in telling}
+    # The plain search is quick; the pattern then rules out that "3 plus 4" was found in "13 plus 4".
+    found = {phrase for phrase in phrases if phrase in text}
+    return {phrase for phrase in found if re.search(rf"(?<!\w){re.escape(phrase)}", text)}
 
 
 def test_no_prompt_in_training_is_held_out() -> None:
