@@ -21,7 +21,8 @@ from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.tokenization import fit_to_length, tokenize_dialogue
 from llama2_chat.tokenizers import load_tokenizer
 
-_TOKEN_BUDGET = 16384
+_TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
+"""Tokens of one forward pass; on a CPU more than this falls out of the caches and gets slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class RewardModel:
         order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), index))
         while order:
             # The longest row of the batch sets its width, so batches are cut from the long end.
-            count = max(1, _TOKEN_BUDGET // len(rows[order[-1]]))
+            count = max(1, _TOKEN_BUDGET[self.model.device.type] // len(rows[order[-1]]))
             batch, order = order[-count:], order[:-count]
             packed = pack_dialogues([rows[index] for index in batch], self.padding_id)
             tensors = (packed.input_ids, packed.position_ids, packed.rows, packed.ends)

@@ -21,6 +21,8 @@ from llama2_chat.files import atomic_path, write_text
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.tokenizers import ChatTokenizer
 
+_PARAMETERS_WORTH_THREADS = 10_000_000
+
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators (all devices)."""
@@ -125,7 +127,19 @@ def save_model(
         write_text(temporary / "README.md", card)
 
 
+def use_fitting_threads(model: PreTrainedModel, device: torch.device) -> None:
+    """One CPU thread for a model of a few million parameters.
+
+    Its products take microseconds, so threads spend their time waiting for each other: with another process
+    on the machine, sampling with two threads was ten times slower than with one. One thread also makes
+    the result independent of the number of cores.
+    """
+    if device.type == "cpu" and model.num_parameters() < _PARAMETERS_WORTH_THREADS:
+        torch.set_num_threads(1)
+
+
 def _ready(model: PreTrainedModel, settings: RunSettings) -> PreTrainedModel:
+    use_fitting_threads(model, select_device(settings.device))
     model.config.use_cache = True
     model.train(False)
     ready: PreTrainedModel = model.to(select_device(settings.device))  # type: ignore[arg-type]
