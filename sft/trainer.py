@@ -41,7 +41,8 @@ class PackedSftTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         # transformers would copy the placeholder's special tokens into the model's config.
         self.processing_class = None
-        score_trained_tokens(self.model)
+        assert self.model is not None
+        score_trained_tokens(self.model)  # type: ignore[arg-type]
 
     def compute_loss(
         self,
@@ -76,7 +77,8 @@ def trained_token_loss(
     targets_BS = labels[:, 1:]
     trained_mask = targets_BS != IGNORED
     targets_N = targets_BS[trained_mask]
-    logits_NV = model.get_output_embeddings()(hidden_BSH[:, :-1][trained_mask]).float()
+    head: torch.nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    logits_NV = head(hidden_BSH[:, :-1][trained_mask]).float()
     total = functional.cross_entropy(logits_NV, targets_N, reduction="sum")
     return total, (logits_NV.argmax(-1) == targets_N).sum()
 
