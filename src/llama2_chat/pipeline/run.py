@@ -43,6 +43,11 @@ class Selection:
                 )
         if self.first and self.last and names.index(self.first) > names.index(self.last):
             raise UserInputError(f"--from {self.first} comes after --until {self.last}")
+        for name in self.force:
+            if name not in self.names(recipe):
+                option = "--from" if self.first and names.index(name) < names.index(self.first) else "--until"
+                limit = self.first if option == "--from" else self.last
+                raise UserInputError(f"--force {name}: not among the stages that {option} {limit} leaves")
 
     def names(self, recipe: Recipe) -> list[str]:
         """The selected stages in order."""
