@@ -16,8 +16,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = "llama2_chat"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
-TOP = ("pipeline", "cli")
-DATA_ONLY = "recipes"
+TOP = ("pipeline", "cli", "recipes")
+"""Above the stages; the recipes folder may hold scripts that run commands."""
 
 BETWEEN_STAGES = {
     ("reward", "ppo"): ("rewards", "scores are combined by PPO's rule, also when they are only reported"),
@@ -117,7 +117,7 @@ def read_modules() -> list[Module]:
 
 
 MODULES = read_modules()
-STAGES = tuple(folder for folder in FOLDERS.values() if "/" not in folder and folder != DATA_ONLY)
+STAGES = tuple(folder for folder in FOLDERS.values() if "/" not in folder and folder not in TOP)
 
 
 def part_of(module: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
-INSIDE = (".py", ".md", ".yaml", ".json", ".safetensors", ".jinja", "py.typed")
+INSIDE = (".py", ".md", ".yaml", ".json", ".jsonl", ".safetensors", ".jinja", "py.typed")
 """What the packages' folders may hold; a file of another kind needs a decision."""
 
 pytestmark = pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a git checkout")
