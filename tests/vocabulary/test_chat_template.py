@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,12 @@ START, END, EOS = 256, 257, 258
 CONTROLS = {"<|im_start|>": START, "<|im_end|>": END, "<|endoftext|>": EOS}
 
 
-def make_tokenizer(template: str | None) -> HuggingFaceTokenizer:
-    """One id a byte, with three control ids: ids can be written down as text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={piece: number for number, piece in enumerate(alphabet)}, merges=[]))
+def make_tokenizer(template: str | None, merges: Sequence[tuple[str, str]] = ()) -> HuggingFaceTokenizer:
+    """One id a byte, with three control ids: ids can be written down as text. Merges get the ids above."""
+    vocabulary = {piece: number for number, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary |= {left + right: EOS + 1 + number for number, (left, right) in enumerate(merges)}
+    vocabulary |= CONTROLS
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens(list(CONTROLS))
@@ -173,6 +175,61 @@ def test_marks_find_the_answers_of_such_a_template(written: Callable[[list[int]]
 def test_templates_that_cannot_be_used(template: str | None, message: str) -> None:
     with pytest.raises(UserInputError, match=message):
         TokenizerChatFormat(make_tokenizer(template))
+
+
+@pytest.mark.parametrize("after", ["", "{{ '\\n' }}"])
+def test_an_end_of_turn_just_outside_the_mark_is_trained(
+    after: str, written: Callable[[list[int]], str]
+) -> None:
+    outside = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}{% endgeneration %}"
+        "{% else %}{{ message['content'] }}{% endif %}{{ '<|im_end|>' }}" + after + "{% endfor %}"
+    )
+    chat_format = TokenizerChatFormat(make_tokenizer(outside))
+    line_break = "\n" if after else ""
+    assert chat_format.stop_id == END
+    assert [(written(segment.ids), segment.trained) for segment in chat_format.segments(DIALOGUE)] == [
+        (f"‹system\nBe kind.›{line_break}‹user\nHi›{line_break}‹assistant\n", False),
+        ("Hello›", True),
+        (f"{line_break}‹user\nBye›{line_break}‹assistant\n", False),
+        ("See you›", True),
+    ]
+
+
+def test_marks_that_do_not_fit_the_dialogue() -> None:
+    last_only = MARKED.replace("== 'assistant'", "== 'assistant' and loop.last")
+    chat_format = TokenizerChatFormat(make_tokenizer(last_only))
+    assert len(chat_format.segments(DIALOGUE[1:3])) == 2
+    with pytest.raises(UserInputError, match="marks 1 answers in a dialogue that has 2"):
+        chat_format.segments(DIALOGUE)
+
+
+def test_an_answer_that_is_not_ended_everywhere() -> None:
+    end = "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    assert end in MARKED
+    short_only = MARKED.replace(
+        end, "{{ message['content'] + ('<|im_end|>' if message['content'] | length < 5) }}{% endgeneration %}"
+    )
+    chat_format = TokenizerChatFormat(make_tokenizer(short_only))
+    assert len(chat_format.segments((Message("user", "Hi"), Message("assistant", "Hell")))) == 2
+    with pytest.raises(UserInputError, match="does not end an answer with token 257 as it does elsewhere"):
+        chat_format.segments((Message("user", "Hi"), Message("assistant", "Hello")))
+
+
+def test_a_merge_across_the_prompts_end_is_undone() -> None:
+    # "\n\n" is one token: of the prompt's line break and the answer's, taken together.
+    tokenizer = make_tokenizer(CHATML, merges=[("Ċ", "Ċ")])
+    chat_format = TokenizerChatFormat(tokenizer)
+    assert len(tokenizer.encode("\n\n")) == 1
+    messages = (Message("user", "Hi"), Message("assistant", "\nHello"), Message("user", "\n\n"))
+    prompt, answer, _ = chat_format.segments(messages)
+    assert prompt.ids == chat_format.prompt_ids(messages[:1])
+    assert answer.ids == [*tokenizer.encode("\nHello"), END]
+    assert tokenizer.decode(chat_format.prompt_ids(messages), keep_control=True) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n\nHello<|im_end|>\n"
+        "<|im_start|>user\n\n\n<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_a_template_that_refuses_a_dialogue() -> None:
