@@ -13,15 +13,7 @@ from random import Random
 from llama2_chat.testbed.answers import REFERENCE_REFUSALS, write, write_any
 from llama2_chat.testbed.dialogues import Question, RequestKind, attribute_questions, draw_question
 from llama2_chat.testbed.family import Split
-from llama2_chat.testbed.lexicon import (
-    CATEGORIES,
-    COLOURS,
-    FIRST_NAMES,
-    LEGS,
-    OPPOSITES,
-    THINGS,
-    TRANSLATIONS,
-)
+from llama2_chat.testbed.lexicon import CATEGORIES, FIRST_NAMES, LEGS, OPPOSITES, TRANSLATIONS
 from llama2_chat.testbed.request import TASK_FAMILIES, Request
 
 _SELF_CONTAINED = ("add", "subtract", "neighbour", "legs", "opposites", "category", "translate")
@@ -108,31 +100,11 @@ def _remembering(rng: Random, split: Split) -> str:
     return " ".join(f"{question.text} {write(question.request, 'plain', rng)}" for question in questions)
 
 
-def _story(rng: Random, split: Split) -> str:
-    """Who has what, and then the same again in other words and another order."""
-    names = rng.sample(FIRST_NAMES, rng.randint(2, 3))
-    if rng.random() < 0.3:
-        thing = rng.choice(THINGS)
-        counts = sorted(rng.sample(range(2, 30), len(names)))
-        told = [f"{name} has {count} {thing}s." for name, count in zip(names, counts, strict=True)]
-        rng.shuffle(told)
-        return " ".join([*told, f"{names[-1]} has the most {thing}s."])
-    owned = [(name, rng.choice(COLOURS), rng.choice(THINGS)) for name in names]
-    told = [f"{name} has a {colour} {thing}." for name, colour, thing in owned]
-    rng.shuffle(owned)
-    again = [
-        rng.choice((f"{name} has the {colour} {thing}.", f"The {colour} {thing} belongs to {name}."))
-        for name, colour, thing in owned
-    ]
-    return " ".join([*told, *again])
-
-
 _MAKERS: dict[Callable[[Random, Split], str], int] = {
-    _facts: 8,
-    _lessons: 40,
-    _conversation: 15,
-    _lexicon: 4,
-    _remembering: 18,
-    _story: 15,
+    _facts: 12,
+    _lessons: 45,
+    _conversation: 18,
+    _lexicon: 5,
+    _remembering: 20,
 }
 """Kinds of documents, with their shares in per cent."""
