@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llama2_chat.chat_format import TokenizerChatFormat, build_chat_format
-from llama2_chat.dialogue import Message
+from llama2_chat.dialogue import CHAT_TAGS, Message
 from llama2_chat.errors import UserInputError
 from llama2_chat.tokenization import tokenize_dialogue
 from llama2_chat.tokenizers import HuggingFaceTokenizer, load_tokenizer
@@ -127,10 +127,11 @@ texts = st.lists(
     ),
     max_size=4,
 ).map("".join)
+inputs = texts.filter(lambda text: not any(tag in text for tag in CHAT_TAGS))
 
 
 @settings(max_examples=200, deadline=None)
-@given(system=texts, user=texts, answer=texts)
+@given(system=inputs, user=inputs, answer=texts)
 def test_no_text_can_forge_a_control_id(
     system: str, user: str, answer: str, written: Callable[[list[int]], str]
 ) -> None:
@@ -209,7 +210,8 @@ def test_an_answer_that_is_not_ended_everywhere() -> None:
     end = "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
     assert end in MARKED
     short_only = MARKED.replace(
-        end, "{{ message['content'] + ('<|im_end|>' if message['content'] | length < 5) }}{% endgeneration %}"
+        end,
+        "{{ message['content'] + ('<|im_end|>' if message['content'] | length < 5 else '') }}{% endgeneration %}",
     )
     chat_format = TokenizerChatFormat(make_tokenizer(short_only))
     assert len(chat_format.segments((Message("user", "Hi"), Message("assistant", "Hell")))) == 2
