@@ -1,0 +1,182 @@
+"""The demo's claims on three seeds, each beside a control that must fail it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llama2_chat.dialogue import RATINGS
+from llama2_chat.jsonl import read_preferences, write_rows
+
+pytestmark = pytest.mark.long
+SEEDS = (0, 1, 2)
+COMMAND = [str(Path(sys.executable).with_name("llama2-chat"))]
+
+
+def run_tiny(folder: Path, *overrides: str) -> None:
+    subprocess.run([*COMMAND, "run", "tiny", *overrides, "--output-dir", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session", params=SEEDS)
+def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny recipe."""
+    kept = os.environ.get("LLAMA2_CHAT_DEMO_RUNS")
+    folder = Path(kept) / f"seed-{request.param}" if kept else tmp_path_factory.mktemp("demo")
+    run_tiny(folder, f"seed={request.param}")
+    return folder
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_sft_is_above_base(demo: Path) -> None:
+    evaluation = summary(demo)["evaluation"]
+    base, sft = evaluation["base"]["intervals"], evaluation["sft"]["intervals"]
+    assert sft["oracle_helpfulness"]["low"] > base["oracle_helpfulness"]["high"]
+    assert sft["correctness_greedy"]["low"] > base["correctness_greedy"]["high"]
+
+
+def test_sft_is_neither_too_good_nor_too_bad(demo: Path) -> None:
+    sft = summary(demo)["evaluation"]["sft"]
+    assert 0.6 <= sft["correctness_greedy"] <= 0.9
+    assert sft["oracle_helpfulness"] < 0.6
+
+
+@pytest.mark.parametrize(("stage", "wanted"), [("helpfulness_rm", 0.74), ("safety_rm", 0.80)])
+def test_reward_models_follow_the_annotator(demo: Path, stage: str, wanted: float) -> None:
+    metrics = summary(demo)["stages"][stage]
+    accuracy = metrics["accuracy"]
+    assert accuracy["overall"]["accuracy"] >= wanted
+    by_rating = [accuracy["by_rating"][rating]["accuracy"] for rating in reversed(RATINGS)]
+    assert by_rating == sorted(by_rating)
+    if stage == "safety_rm":
+        assert accuracy["by_rating"]["significantly_better"]["accuracy"] >= 0.90
+    assert accuracy["overall"]["accuracy"] < metrics["attainable_accuracy"]["overall"]["accuracy"]
+    for control in metrics["controls"].values():
+        assert control["accuracy"] < wanted
+
+
+def test_a_reward_model_of_shuffled_preferences_fails(demo: Path, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = []
+    for pair in read_preferences(demo / "data" / "helpfulness_pairs.jsonl"):
+        row = pair.to_row()
+        if rng.random() < 0.5:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+        rows.append(row)
+    write_rows(tmp_path / "shuffled.jsonl", rows)
+    config = demo / "stages" / "02-helpfulness_rm" / "config.yaml"
+    override = f"preferences=[{tmp_path / 'shuffled.jsonl'}]"
+    output = tmp_path / "rm"
+    subprocess.run([*COMMAND, "reward", str(config), override, "--output-dir", str(output)], check=True)
+    accuracy = json.loads((output / "done.json").read_text())["metrics"]["accuracy"]["overall"]
+    assert accuracy["accuracy"] < 0.74
+
+
+def test_best_of_eight_gains_and_a_random_pick_does_not(demo: Path) -> None:
+    sft = summary(demo)["evaluation"]["sft"]
+    assert sft["best_of_8_oracle_helpfulness"] >= sft["oracle_helpfulness"] + 0.20
+    assert sft["random_of_8_oracle_helpfulness"] < sft["oracle_helpfulness"] + 0.20
+
+
+def test_rejection_sampling_is_more_helpful_and_safer_than_sft(demo: Path) -> None:
+    evaluation = summary(demo)["evaluation"]
+    sft, ours = evaluation["sft"]["intervals"], evaluation["rejection_sampling"]["intervals"]
+    assert ours["oracle_helpfulness"]["low"] > sft["oracle_helpfulness"]["high"]
+    assert ours["oracle_violation_rate"]["high"] < sft["oracle_violation_rate"]["low"]
+
+
+def test_fine_tuning_on_random_picks_is_the_control(demo: Path, tmp_path: Path) -> None:
+    """The same stage that keeps any sample instead of the best does not beat SFT on both counts."""
+    config = demo / "stages" / "04-rejection_sampling" / "config.yaml"
+    stage = tmp_path / "random"
+    subprocess.run(
+        [*COMMAND, "rejection-sampling", str(config), "select=random", "--output-dir", str(stage)], check=True
+    )
+    data = demo / "data"
+    subprocess.run(
+        [
+            *COMMAND, "evaluate", "policy", str(stage / "model"),
+            "--helpfulness", str(demo / "stages" / "02-helpfulness_rm" / "model"),
+            "--safety", str(demo / "stages" / "03-safety_rm" / "model"),
+            "--prompts", str(data / "held_out_prompts.jsonl"),
+            "--safety-prompts", str(data / "held_out_safety_prompts.jsonl"),
+            "--max-new-tokens", "40", "--output-dir", str(tmp_path / "evaluation"),
+        ],
+        check=True,
+    )  # fmt: skip
+    control = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["intervals"]
+    sft = summary(demo)["evaluation"]["sft"]["intervals"]
+    helpful = control["oracle_helpfulness"]["low"] > sft["oracle_helpfulness"]["high"]
+    safe = control["oracle_violation_rate"]["high"] < sft["oracle_violation_rate"]["low"]
+    assert not (helpful and safe)
+
+
+SMALL = (
+    "data.demonstrations.rows=800",
+    "data.helpfulness_pairs.rows=400",
+    "data.safety_pairs.rows=400",
+    "data.prompts.rows=300",
+    "data.held_out_prompts.rows=60",
+    "data.held_out_safety_prompts.rows=60",
+    "stages.sft.training.checkpoint_steps=10",
+)
+
+
+def test_killed_five_times_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    started = time.monotonic()
+    run_tiny(whole, *SMALL)
+    seconds = time.monotonic() - started
+    rng = random.Random(1)
+    kills = 0
+    for _ in range(5):
+        process = subprocess.Popen([*COMMAND, "run", "tiny", *SMALL, "--output-dir", str(killed)])
+        try:
+            process.wait(timeout=rng.uniform(0.15, 0.6) * seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    run_tiny(killed, *SMALL)
+    assert kills >= 3
+    compared = 0
+    for file in sorted(whole.rglob("*")):
+        relative = file.relative_to(whole)
+        if not file.is_file() or file.name in {
+            "events.jsonl",
+            "done.json",
+            "summary.json",
+            "environment.json",
+        }:
+            continue
+        if "checkpoints" in relative.parts:
+            continue
+        assert (killed / relative).read_bytes() == file.read_bytes(), relative
+        compared += 1
+    assert compared > 40
+    for stage in ("01-sft", "02-helpfulness_rm", "03-safety_rm", "04-rejection_sampling"):
+        one, two = (json.loads((run / "stages" / stage / "done.json").read_text()) for run in (whole, killed))
+        assert one["metrics"] == two["metrics"]
+    assert summary(whole)["evaluation"] == summary(killed)["evaluation"]
+
+
+def test_real_data_run_ends(data_folder: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "LLAMA2_CHAT_DATA": str(data_folder)}
+    started = time.monotonic()
+    subprocess.run(
+        [*COMMAND, "run", "stories260k", "--output-dir", str(tmp_path / "run")], check=True, env=environment
+    )
+    assert time.monotonic() - started < 15 * 60
+    result = summary(tmp_path / "run")
+    assert result["stages"]["sft"]["loss_last"] < result["stages"]["sft"]["loss_first"]
+    assert result["evaluation"]["sft"]["reward_helpfulness_mean"] is not None
