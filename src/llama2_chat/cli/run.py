@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+_WIDTH = 200
 
 
 def run(
@@ -61,7 +64,8 @@ def _plan(
     table = Table(*rows[0], title=f"{recipe.head.name} into {root}", title_justify="left")
     for row in rows:
         table.add_row(*row.values())
-    console = Console(markup=False)
+    # Where there is no terminal the table gets the room that it needs.
+    console = Console(markup=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table)
     count = 1
     for values in recipe.head.sweep.values():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from llama2_chat.stage import StageDirectory
 
 _Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The stage's mapping plus the recipe-level keys")
@@ -33,35 +34,51 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -> None:
-    """Run a stage, or continue it if it was interrupted with the same configuration."""
-    import hashlib
-
+    """Run a stage, or continue it if it was interrupted with the same configuration and inputs."""
     from llama2_chat.files import read_json, remove, write_json
+    from llama2_chat.pipeline.fingerprints import fingerprint_of_files
     from llama2_chat.pipeline.run import run_stage_file
-    from llama2_chat.pipeline.run_directory import ensure_writable
+    from llama2_chat.pipeline.run_directory import ensure_writable, locked
     from llama2_chat.pipeline.stage_config import load_stage_config
-    from llama2_chat.stage import EventLog, StageDirectory
+    from llama2_chat.stage import EventLog
 
     config, settings = load_stage_config(config_file, kind, overrides)
     ensure_writable(output_dir)
     directory = StageDirectory(output_dir.resolve(), EventLog(output_dir.resolve() / "events.jsonl"))
-    text = json.dumps([config.model_dump(mode="json"), settings.model_dump(mode="json", exclude={"device"})])
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    started = directory.path / "started.json"
-    if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
-        for leftover in (
-            directory.done_file,
-            directory.model,
-            directory.metrics_file,
-            directory.checkpoints,
-            directory.samples,
-            directory.samples.with_name("samples.jsonl.partial"),
-            directory.dataset,
-        ):
-            remove(leftover)
-        write_json(started, {"fingerprint": fingerprint})
-    if directory.done_file.exists():
-        typer.echo(f"{output_dir}: done already, with the same configuration")
-        return
-    run_stage_file(config_file, kind, directory, fingerprint, overrides)
+    with locked(directory.path, output_dir):
+        fingerprint = fingerprint_of_files(config, settings)
+        started = directory.path / "started.json"
+        _refuse_what_is_not_ours(directory, started, output_dir)
+        if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
+            for leftover in _left_by_another(directory):
+                remove(leftover)
+            write_json(started, {"fingerprint": fingerprint})
+        if directory.done_file.exists():
+            typer.echo(f"{output_dir}: done already, with the same configuration and inputs")
+            return
+        run_stage_file(config_file, kind, directory, fingerprint, overrides)
     typer.echo(f"{output_dir}: done; the model is in {directory.model}")
+
+
+def _refuse_what_is_not_ours(directory: StageDirectory, started: Path, shown: Path) -> None:
+    """Files that no stage began are the user's own and are not to be replaced."""
+    from llama2_chat.errors import OutputFolderError
+
+    found = [] if started.exists() else [path for path in _left_by_another(directory) if path.exists()]
+    if found:
+        raise OutputFolderError(
+            f"{shown}: holds {found[0].name}, which no stage made; choose another --output-dir"
+        )
+
+
+def _left_by_another(directory: StageDirectory) -> list[Path]:
+    """What an earlier call with another configuration may have left; `done.json` goes first."""
+    return [
+        directory.done_file,
+        directory.model,
+        directory.metrics_file,
+        directory.checkpoints,
+        directory.samples,
+        directory.samples.with_name("samples.jsonl.partial"),
+        directory.dataset,
+    ]

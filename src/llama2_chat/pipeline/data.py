@@ -17,12 +17,11 @@ from llama2_chat.stage import EventLog
 def prepare_data(recipe: Recipe, name: str, run: Path, events: EventLog) -> Path:
     """The JSONL file of a data entry; made if it is not there yet or its entry has changed."""
     entry = recipe.data[name]
-    if isinstance(entry, FileData):
-        return (recipe.folder / entry.path).resolve()
+    if (there := prepared(recipe, name, run)) is not None or isinstance(entry, FileData):
+        assert there is not None
+        return there
     file, record_file = run / "data" / f"{name}.jsonl", run / "data" / f"{name}.json"
     made_from = _made_from(recipe, name, entry)
-    if file.exists() and record_file.exists() and read_json(record_file)["made_from"] == made_from:
-        return file
     record: dict[str, Any] = {"made_from": made_from}
     if isinstance(entry, GeneratedData):
         write_rows(file, _generated(entry, made_from["seed"]))
@@ -32,6 +31,17 @@ def prepare_data(recipe: Recipe, name: str, run: Path, events: EventLog) -> Path
     write_json(record_file, record)
     events.write("data_prepared", data=name, **{k: v for k, v in record.items() if k != "made_from"})
     return file
+
+
+def prepared(recipe: Recipe, name: str, run: Path) -> Path | None:
+    """The JSONL file of a data entry if nothing has to be done for it, else None."""
+    entry = recipe.data[name]
+    if isinstance(entry, FileData):
+        return (recipe.folder / entry.path).resolve()
+    file, record_file = run / "data" / f"{name}.jsonl", run / "data" / f"{name}.json"
+    if not (file.exists() and record_file.exists()):
+        return None
+    return file if read_json(record_file)["made_from"] == _made_from(recipe, name, entry) else None
 
 
 def data_seed(seed: int, name: str) -> int:

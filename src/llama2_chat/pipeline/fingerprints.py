@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llama2_chat.files import sha256_of
-from llama2_chat.pipeline.references import Referring, resolve
+from llama2_chat.files import read_json, sha256_of
+from llama2_chat.pipeline.references import Referring, references, resolve
 from llama2_chat.pipeline.run_directory import FORMAT_VERSION
 from llama2_chat.settings import RunSettings, StrictModel
 
@@ -32,6 +32,26 @@ def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str,
             "base": inputs["model:base"],
         }
     )
+
+
+def fingerprint_of_files(config: StrictModel, settings: RunSettings) -> str:
+    """The same for a standalone configuration, whose references are paths.
+
+    A model that a stage made stands for that stage's fingerprint, so that a stage run alone into its place
+    in a run directory counts as done there.
+    """
+    inputs = {"model:base": fingerprint_of_model(settings.base_model.path)}
+    for referring in references(config):
+        for path in referring.names:
+            if referring.kind == "data":
+                inputs[f"data:{path}"] = sha256_of(Path(path))
+            else:
+                done = Path(path).parent / "done.json"
+                made = Path(path).name == "model" and done.is_file()
+                inputs[f"model:{path}"] = (
+                    read_json(done)["fingerprint"] if made else fingerprint_of_model(path)
+                )
+    return fingerprint_of(config, settings, inputs)
 
 
 def fingerprint_of_model(path: str) -> str:

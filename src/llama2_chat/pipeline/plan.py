@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llama2_chat.files import read_json
+from llama2_chat.files import read_json, sha256_of
+from llama2_chat.pipeline.data import prepare_data, prepared
 from llama2_chat.pipeline.estimates import (
     data_tokens,
     estimate_stage,
@@ -14,13 +14,14 @@ from llama2_chat.pipeline.estimates import (
     matmul_flops,
     parameter_count,
 )
+from llama2_chat.pipeline.fingerprints import fingerprint_of
 from llama2_chat.pipeline.recipe import GeneratedData, Recipe
 from llama2_chat.pipeline.references import references
 from llama2_chat.pipeline.run import Selection, base_inputs
 from llama2_chat.pipeline.run_directory import RunDirectory
 from llama2_chat.pipeline.stage_config import write_stage_config
 from llama2_chat.progress import format_duration
-from llama2_chat.stage import STAGE_KINDS
+from llama2_chat.stage import STAGE_KINDS, EventLog, StageDirectory
 
 _TOKENS_PER_GENERATED_ROW = 40
 
@@ -28,14 +29,18 @@ _TOKENS_PER_GENERATED_ROW = 40
 def plan_rows(recipe: Recipe, root: Path, selection: Selection) -> list[dict[str, str]]:
     """One row a stage: name, kind, inputs, output, state, memory, disk, time."""
     run = RunDirectory(root, list(recipe.stages))
-    base = Path(base_inputs(recipe).paths["model:base"])
+    inputs = base_inputs(recipe)
+    base = Path(inputs.paths["model:base"])
     parameters = parameter_count(base) if base.is_dir() else None
-    flops = matmul_flops()
+    flops = 1.0 if parameters is None else matmul_flops()  # without parameters there is no estimate
+    inputs.hashes |= {f"data:{name}": _data_hash(recipe, name, run) for name in recipe.data}
     selected = selection.names(recipe)
     rows = []
     for name, config in recipe.stages.items():
         kind: str = config.kind  # type: ignore[attr-defined]
         directory = run.stage(name)
+        fingerprint = fingerprint_of(config, recipe.settings, inputs.hashes)
+        inputs.hashes[f"model:{name}"] = fingerprint
         need = estimate_stage(config, parameters, _tokens(recipe, config), flops)
         output = f"stages/{directory.path.name}/model"
         if STAGE_KINDS[kind].makes_dataset:
@@ -46,7 +51,7 @@ def plan_rows(recipe: Recipe, root: Path, selection: Selection) -> list[dict[str
                 "kind": kind,
                 "inputs": ", ".join(dict.fromkeys(n for r in references(config) for n in r.names)),
                 "output": output,
-                "state": _state(directory.done_file, name, selected, selection),
+                "state": _state(directory, fingerprint, name in selected, name in selection.force),
                 "memory": format_bytes(need.memory),
                 "disk": format_bytes(need.disk),
                 "time": "unknown" if need.seconds is None else f"≥ {format_duration(need.seconds)}",
@@ -58,30 +63,46 @@ def plan_rows(recipe: Recipe, root: Path, selection: Selection) -> list[dict[str
 def write_configs(recipe: Recipe, root: Path, folder: Path) -> list[Path]:
     """Each stage's standalone configuration, as the run would write it, into `folder`; returns the files.
 
-    Paths lead into the run directory `root`, where earlier stages and prepared data will lie.
+    Paths lead into the run directory `root`, where earlier stages are or will be (`--output-dir
+    ROOT/stages/NN-name` puts them there). Data that has to be made is made now: in `root` if it lies there
+    already, else in `folder`/data.
     """
     run = RunDirectory(root, list(recipe.stages))
     paths = dict(base_inputs(recipe).paths)
     paths |= {f"model:{name}": str(run.stage(name).model) for name in recipe.stages}
-    for name, entry in recipe.data.items():
-        made = run.path / "data" / f"{name}.jsonl"
-        path = getattr(entry, "path", None)
-        is_file = path is not None and not hasattr(entry, "format")
-        paths[f"data:{name}"] = str((recipe.folder / str(path)).resolve() if is_file else made)
+    target, events = folder.resolve(), EventLog(folder.resolve() / "data" / "events.jsonl")
+    for name in {
+        n for c in recipe.stages.values() for r in references(c) if r.kind == "data" for n in r.names
+    }:
+        there = prepared(recipe, name, run.path)
+        paths[f"data:{name}"] = str(there or prepare_data(recipe, name, target, events))
     files = []
     for name, config in recipe.stages.items():
-        file = folder.resolve() / f"{run.stage(name).path.name}.yaml"
+        file = target / f"{run.stage(name).path.name}.yaml"
         write_stage_config(file, config, recipe.settings, inside=run.path, paths=paths)
         files.append(file)
     return files
 
 
-def _state(done: Path, name: str, selected: Sequence[str], selection: Selection) -> str:
-    if name in selection.force:
+def _data_hash(recipe: Recipe, name: str, run: RunDirectory) -> str:
+    """Of data that is yet to be made nothing can be known, so no stage that reads it is done."""
+    file = prepared(recipe, name, run.path)
+    return f"{name}: not made yet" if file is None else sha256_of(file)
+
+
+def _state(directory: StageDirectory, fingerprint: str, selected: bool, forced: bool) -> str:
+    started = directory.path / "started.json"
+    record = read_json(directory.done_file) if directory.done_file.exists() else None
+    same = record is not None and record["fingerprint"] == fingerprint
+    if not selected:
+        return "not selected" if record is None else f"not selected; done{'' if same else ', since changed'}"
+    if forced:
         return "to run (forced)"
-    if done.exists():
-        return f"done in {format_duration(read_json(done)['wall_seconds'])}, if unchanged"
-    return "to run" if name in selected else "not selected"
+    if record is not None:
+        seconds = format_duration(record["wall_seconds"])
+        return f"done in {seconds}" if same else "to run again (changed)"
+    begun = started.exists() and read_json(started)["fingerprint"] == fingerprint
+    return "to continue" if begun else "to run"
 
 
 def _tokens(recipe: Recipe, config: Any) -> float | None:

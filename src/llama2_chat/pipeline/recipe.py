@@ -157,7 +157,7 @@ def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) ->
     if mapping.get("evaluation") is not None:
         evaluation = _validated(EvaluationConfig, mapping["evaluation"], "evaluation", problems)
     problems += _all_reference_problems(mapping)
-    problems += _base_problems(mapping.get("base_model"), folder)
+    problems += base_problems(mapping.get("base_model"), folder)
     if problems:
         raise RecipeError(source, problems)
     assert isinstance(head, RecipeHead)
@@ -300,7 +300,7 @@ def _produces(kind: str) -> str:
     return STAGE_KINDS[kind].produces
 
 
-def _base_problems(base: Any, folder: Path) -> list[str]:
+def base_problems(base: Any, folder: Path) -> list[str]:
     """A local base model must be there; `owner/name` may be a hub id. What is no text is reported elsewhere."""
     source = {"path": base} if isinstance(base, str) else base if isinstance(base, Mapping) else {}
     path, file = source.get("path"), source.get("gguf_file")

@@ -67,15 +67,26 @@ def opened(path: Path, recipe: Recipe) -> Iterator[RunDirectory]:
     """
     run = RunDirectory(path, list(recipe.stages))
     ensure_writable(run.path)
-    with (run.path / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputFolderError(f"{path}: another process is running in this folder") from error
+    with locked(run.path, path):
         _check_belongs(run, recipe, path)
         write_text(run.path / "recipe.yaml", dump(recipe.to_mapping()))
         write_json(run.path / "environment.json", environment())
         yield run
+
+
+@contextmanager
+def locked(folder: Path, shown: Path) -> Iterator[None]:
+    """Keep other processes out of `folder` while the block runs; the lock goes with the process.
+
+    Raises:
+        OutputFolderError: another process is at it; the message names the folder as `shown`.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputFolderError(f"{shown}: another process is running in this folder") from error
+        yield
 
 
 def ensure_writable(path: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from llama2_chat.errors import RecipeError
 from llama2_chat.files import write_text
 from llama2_chat.pipeline.problems import validation_problems
-from llama2_chat.pipeline.recipe import RecipeHead
+from llama2_chat.pipeline.recipe import RecipeHead, base_problems
 from llama2_chat.pipeline.references import Referring, references, resolve
 from llama2_chat.pipeline.yaml_files import apply_overrides, dump, read_mapping
 from llama2_chat.settings import RunSettings, StrictModel
@@ -70,7 +70,8 @@ def load_stage_config(
             for text in validation_problems(error, model)
         ]
     folder = file.parent.resolve()
-    if config is not None and settings is not None:
+    problems += base_problems(mapping.get("base_model"), folder)
+    if config is not None:
         problems += _missing(config, folder)
     if problems or config is None or settings is None:
         raise RecipeError(file, problems)

@@ -1,0 +1,185 @@
+"""A stage run alone: the plan and the configurations it writes, and the command that takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llama2_chat.cli import main, stages
+
+FOLDERS = ("01-first", "02-judge", "03-second")
+KIND_OF = {"01-first": "fake-policy", "02-judge": "fake-reward", "03-second": "fake-policy"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _stage_commands() -> Any:
+    """Mount the fake kinds as the real ones are, and take them away again."""
+    before = list(main.app.registered_commands)
+    for kind in ("fake_policy", "fake_reward"):
+        main.app.command(kind.replace("_", "-"))(stages._command(kind, "A fake stage."))
+    yield
+    main.app.registered_commands[:] = before
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(workspace: Path, cli: Any) -> None:
+    before = sorted(workspace.rglob("*"))
+    ended = cli("run", "recipe.yaml", "--dry-run", "--output-dir", "out[INST]")
+    assert ended.code == 0
+    assert "small into out[INST]" in ended.out
+    lines = ended.out.splitlines()
+    for stage, inputs in [
+        ("first", "base, talks"),
+        ("judge", "first, pairs"),
+        ("second", "first, talks, judge"),
+    ]:
+        (line,) = [line for line in lines if line.lstrip("│ ").startswith(f"{stage} ")]
+        assert inputs in line
+        assert f"-{stage}/model" in line
+        assert "to run" in line
+    assert sorted(workspace.rglob("*")) == before
+
+
+def test_dry_run_tells_what_is_done(workspace: Path, cli: Any, change: Callable[[str, object], Path]) -> None:
+    def states() -> list[str]:
+        lines = cli("run", "recipe.yaml", "--dry-run").out.splitlines()
+        return [line.split("│")[5].strip() for line in lines if "/model" in line]
+
+    assert cli("run", "recipe.yaml", "--until", "judge").code == 0
+    assert states() == ["done in 0:00:00", "done in 0:00:00", "to run"]
+    change("stages.judge.training", {"steps": 2})
+    assert states() == ["done in 0:00:00", "to run again (changed)", "to run"]
+
+
+def test_dry_run_of_a_sweep_counts_the_runs(workspace: Path, cli: Any) -> None:
+    ended = cli("run", "recipe.yaml", "sweep={seed: [1, 2, 3]}", "--dry-run")
+    assert "sweep: 3 runs" in ended.out
+
+
+def test_each_written_configuration_runs_alone(workspace: Path, cli: Any) -> None:
+    """The stages run one by one give the run's own results, and the run then finds nothing to do."""
+    assert cli("run", "recipe.yaml", "--output-dir", "whole").code == 0
+    ended = cli("run", "recipe.yaml", "--output-dir", "out", "--dry-run", "--write-configs", "configs")
+    assert ended.code == 0, ended.err
+    assert [str(workspace / "configs" / f"{name}.yaml") in ended.out for name in FOLDERS] == [True] * 3
+    for name in FOLDERS:
+        ended = cli(KIND_OF[name], f"configs/{name}.yaml", "--output-dir", f"out/stages/{name}")
+        assert ended.code == 0, ended.err
+        for file in ("metrics.jsonl", "model/weights.txt"):
+            made, wanted = (workspace / root / "stages" / name / file for root in ("out", "whole"))
+            assert made.read_bytes() == wanted.read_bytes()
+    assert cli("run", "recipe.yaml", "--output-dir", "out").code == 0
+    events = [json.loads(line) for line in (workspace / "out/events.jsonl").read_text().splitlines()]
+    assert "stage_started" not in {event["event"] for event in events}
+
+
+def test_written_configurations_hold_generated_data(workspace: Path, cli: Any) -> None:
+    arguments = ["data.talks={testbed: demonstrations, rows: 20}", "--output-dir", "out"]
+    ended = cli("run", "recipe.yaml", *arguments, "--dry-run", "--write-configs", "configs")
+    assert ended.code == 0, ended.err
+    assert not (workspace / "out").exists()
+    assert cli("fake-policy", "configs/01-first.yaml", "--output-dir", "alone").code == 0
+    assert cli("run", "recipe.yaml", *arguments).code == 0
+    alone, whole = (workspace / folder / "model/weights.txt" for folder in ("alone", "out/stages/01-first"))
+    assert alone.read_bytes() == whole.read_bytes()
+
+
+@pytest.fixture
+def config(workspace: Path, cli: Any) -> Path:
+    """The first stage's own configuration."""
+    assert cli("run", "recipe.yaml", "--dry-run", "--write-configs", "configs").code == 0
+    return workspace / "configs" / "01-first.yaml"
+
+
+def test_unchanged_stage_is_not_run_again(workspace: Path, cli: Any, config: Path) -> None:
+    def run(*overrides: str) -> tuple[bool, str]:
+        ended = cli("fake-policy", config, *overrides, "--output-dir", "alone")
+        assert ended.code == 0, ended.err
+        return "done already" in ended.out, (workspace / "alone/model/weights.txt").read_text()
+
+    again, first = run()
+    assert not again
+    assert run() == (True, first)
+    assert run("seed=4")[0] is False
+    assert run("seed=4", "device=cpu")[0] is True
+    assert run() == (False, first)
+    (workspace / "talks.jsonl").write_text("other\n")
+    again, changed = run()
+    assert not again
+    assert changed != first
+
+
+def test_interrupted_stage_continues(workspace: Path, cli: Any, other_process: Any, config: Path) -> None:
+    arguments = ("fake-policy", config, "--output-dir")
+    assert cli(*arguments, "whole").code == 0
+    assert other_process(*arguments, "alone", action="alone:3:kill").code == -9
+    assert other_process(*arguments, "alone", action="alone:5:SIGTERM").code == 143
+    assert cli(*arguments, "alone").code == 0
+    for file in ("metrics.jsonl", "model/weights.txt"):
+        assert (workspace / "alone" / file).read_bytes() == (workspace / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["sed=1"], ["sed: unknown key", "seed"]),
+        (["training.step=1"], ["training.step: unknown key", '"steps"']),
+        (["training.steps=0", "precision=x"], ["training.steps: ", "precision: ", "2 problems"]),
+        (["kind=fake_reward"], ['this command runs "fake_policy"', "fake_reward"]),
+        (["model=gone"], ["model: no such model folder", "gone"]),
+        (["dialogues=[gone.jsonl]"], ["dialogues: no such file", "gone.jsonl"]),
+        (["base_model.path=./gone"], ["base_model.path: no such folder", "gone"]),
+        (["name=x"], ["name: unknown key"]),
+        (["seed"], ["KEY=VALUE"]),
+    ],
+)
+def test_wrong_configuration(
+    workspace: Path, cli: Any, config: Path, overrides: list[str], parts: list[str]
+) -> None:
+    ended = cli("fake-policy", config, *overrides, "--output-dir", "alone")
+    assert ended.code == 2
+    for part in parts:
+        assert part in ended.err
+    assert "Traceback" not in ended.both
+    assert not (workspace / "alone").exists()
+
+
+def test_wrong_files(workspace: Path, cli: Any, config: Path) -> None:
+    (workspace / "list.yaml").write_text("- 1\n")
+    (workspace / "file").write_text("")
+    for arguments, part in [
+        (["gone.yaml", "--output-dir", "alone"], "gone.yaml: no such file"),
+        (["list.yaml", "--output-dir", "alone"], "list.yaml: a mapping"),
+        ([config, "--output-dir", "file/alone"], "file/alone: cannot write here"),
+        ([config], "--output-dir"),
+    ]:
+        ended = cli("fake-policy", *arguments)
+        assert ended.code == 2
+        assert part in ended.err
+        assert "Traceback" not in ended.both
+
+
+def test_folder_with_something_else_in_it(workspace: Path, cli: Any, config: Path) -> None:
+    (workspace / "mine" / "model").mkdir(parents=True)
+    (workspace / "mine" / "model" / "precious").write_text("x")
+    ended = cli("fake-policy", config, "--output-dir", "mine")
+    assert ended.code == 2
+    assert "mine: holds model, which no stage made" in ended.err
+    assert (workspace / "mine" / "model" / "precious").read_text() == "x"
+
+
+def test_relative_paths_start_from_the_file(
+    workspace: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "here").mkdir()
+    mapping = {"base_model": "../base_model", "model": "base", "dialogues": ["../talks.jsonl"]}
+    (workspace / "here" / "stage.yaml").write_text(yaml.safe_dump(mapping))
+    (workspace / "elsewhere").mkdir()
+    monkeypatch.chdir(workspace / "elsewhere")
+    ended = cli("fake-policy", "../here/stage.yaml", "--output-dir", "alone")
+    assert ended.code == 0, ended.err
+    assert (workspace / "elsewhere/alone/model/weights.txt").exists()
