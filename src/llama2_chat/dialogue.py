@@ -7,12 +7,22 @@ and line.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-from llama2_chat.errors import ChatTagError, did_you_mean
+from llama2_chat.errors import ChatTagError
+from llama2_chat.fields import (
+    check_choice,
+    check_count,
+    check_number,
+    check_text,
+    json_type,
+    optional_choice,
+    optional_flag,
+    optional_text,
+    required,
+)
 
 Role = Literal["system", "user", "assistant"]
 Rating = Literal["significantly_better", "better", "slightly_better", "negligibly_better"]
@@ -30,8 +40,6 @@ CHAT_TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 Row = dict[str, Any]
 """One JSON object, as a line of a JSONL file holds it."""
 
-_Choice = TypeVar("_Choice", bound=str)
-
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -45,8 +53,8 @@ class Message:
     content: str
 
     def __post_init__(self) -> None:
-        _check_choice(self.role, "role", ROLES)
-        _check_text(self.content, "content")
+        check_choice(self.role, "role", ROLES)
+        check_text(self.content, "content")
         if self.role != "assistant":
             refuse_chat_tags(self.content, f"{self.role} content")
 
@@ -77,10 +85,10 @@ class Dialogue:
     def from_row(cls, row: Mapping[str, Any]) -> Dialogue:
         """Read one row of a dialogues file; raises ValueError on any departure from the format."""
         return cls(
-            messages=messages_from_rows(_required(row, "messages"), "messages"),
-            is_safety=_flag(row, "is_safety") or False,
-            id=_text(row, "id"),
-            source=_text(row, "source"),
+            messages=messages_from_rows(required(row, "messages"), "messages"),
+            is_safety=optional_flag(row, "is_safety") or False,
+            id=optional_text(row, "id"),
+            source=optional_text(row, "source"),
         )
 
 
@@ -96,7 +104,7 @@ class Prompt:
     def __post_init__(self) -> None:
         _check_prompt(self.messages)
         if self.risk_category is not None:
-            _check_choice(self.risk_category, "risk_category", RISK_CATEGORIES)
+            check_choice(self.risk_category, "risk_category", RISK_CATEGORIES)
 
     def to_row(self) -> Row:
         """One row of a prompts file."""
@@ -111,10 +119,10 @@ class Prompt:
     def from_row(cls, row: Mapping[str, Any]) -> Prompt:
         """Read one row of a prompts file; raises ValueError on any departure from the format."""
         return cls(
-            messages=messages_from_rows(_required(row, "prompt"), "prompt"),
-            is_safety=_flag(row, "is_safety") or False,
-            risk_category=_choice(row, "risk_category", RISK_CATEGORIES),
-            source=_text(row, "source"),
+            messages=messages_from_rows(required(row, "prompt"), "prompt"),
+            is_safety=optional_flag(row, "is_safety") or False,
+            risk_category=optional_choice(row, "risk_category", RISK_CATEGORIES),
+            source=optional_text(row, "source"),
         )
 
 
@@ -133,12 +141,12 @@ class Preference:
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
-        _check_text(self.chosen, "chosen")
-        _check_text(self.rejected, "rejected")
+        check_text(self.chosen, "chosen")
+        check_text(self.rejected, "rejected")
         if self.rating is not None:
-            _check_choice(self.rating, "rating", RATINGS)
+            check_choice(self.rating, "rating", RATINGS)
         if self.domain is not None:
-            _check_choice(self.domain, "domain", DOMAINS)
+            check_choice(self.domain, "domain", DOMAINS)
 
     def to_row(self) -> Row:
         """One row of a preferences file."""
@@ -157,14 +165,14 @@ class Preference:
     def from_row(cls, row: Mapping[str, Any]) -> Preference:
         """Read one row of a preferences file; raises ValueError on any departure from the format."""
         return cls(
-            prompt=messages_from_rows(_required(row, "prompt"), "prompt"),
+            prompt=messages_from_rows(required(row, "prompt"), "prompt"),
             chosen=_answer_from_rows(row, "chosen"),
             rejected=_answer_from_rows(row, "rejected"),
-            rating=_choice(row, "rating", RATINGS),
-            chosen_safe=_flag(row, "chosen_safe"),
-            rejected_safe=_flag(row, "rejected_safe"),
-            domain=_choice(row, "domain", DOMAINS),
-            source=_text(row, "source"),
+            rating=optional_choice(row, "rating", RATINGS),
+            chosen_safe=optional_flag(row, "chosen_safe"),
+            rejected_safe=optional_flag(row, "rejected_safe"),
+            domain=optional_choice(row, "domain", DOMAINS),
+            source=optional_text(row, "source"),
         )
 
 
@@ -177,11 +185,11 @@ class Scores:
     combined: float
 
     def __post_init__(self) -> None:
-        _check_number(self.helpfulness, "scores.helpfulness")
+        check_number(self.helpfulness, "scores.helpfulness")
         if self.safety is not None:
-            _check_number(self.safety, "scores.safety")
+            check_number(self.safety, "scores.safety")
         # A float sigmoid of a far-off logit rounds to exactly 0 or 1.
-        if not 0.0 <= _check_number(self.combined, "scores.combined") <= 1.0:
+        if not 0.0 <= check_number(self.combined, "scores.combined") <= 1.0:
             raise ValueError(f"scores.combined is {self.combined}; a probability lies between 0 and 1")
 
     def to_row(self) -> Row:
@@ -192,11 +200,11 @@ class Scores:
     def from_row(cls, row: Mapping[str, Any]) -> Scores:
         """Read the `scores` object of a row; raises ValueError on any departure from the format."""
         if not isinstance(row, Mapping):
-            raise ValueError(f"scores must be an object, found {_kind(row)}")
+            raise ValueError(f"scores must be an object, found {json_type(row)}")
         return cls(
-            helpfulness=_required(row, "helpfulness", "scores."),
+            helpfulness=required(row, "helpfulness", "scores."),
             safety=row.get("safety"),
-            combined=_required(row, "combined", "scores."),
+            combined=required(row, "combined", "scores."),
         )
 
 
@@ -215,11 +223,11 @@ class Sample:
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
-        _check_text(self.response, "response")
-        _check_text(self.policy, "policy")
-        _check_count(self.iteration, "iteration")
-        _check_count(self.sample_index, "sample_index")
-        if _check_number(self.temperature, "temperature") < 0:
+        check_text(self.response, "response")
+        check_text(self.policy, "policy")
+        check_count(self.iteration, "iteration")
+        check_count(self.sample_index, "sample_index")
+        if check_number(self.temperature, "temperature") < 0:
             raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
 
     def to_row(self) -> Row:
@@ -240,14 +248,14 @@ class Sample:
         """Read one row of a samples file; raises ValueError on any departure from the format."""
         scores = row.get("scores")
         return cls(
-            prompt=messages_from_rows(_required(row, "prompt"), "prompt"),
-            response=_required(row, "response"),
+            prompt=messages_from_rows(required(row, "prompt"), "prompt"),
+            response=required(row, "response"),
             scores=None if scores is None else Scores.from_row(scores),
-            policy=_required(row, "policy"),
-            iteration=_required(row, "iteration"),
-            temperature=_required(row, "temperature"),
-            sample_index=_required(row, "sample_index"),
-            is_safety=_flag(row, "is_safety") or False,
+            policy=required(row, "policy"),
+            iteration=required(row, "iteration"),
+            temperature=required(row, "temperature"),
+            sample_index=required(row, "sample_index"),
+            is_safety=optional_flag(row, "is_safety") or False,
         )
 
 
@@ -286,13 +294,13 @@ def messages_to_rows(messages: Sequence[Message]) -> list[Row]:
 def messages_from_rows(value: object, place: str) -> tuple[Message, ...]:
     """Messages from JSON objects of a file; assistant text with a chat tag is refused too."""
     if not isinstance(value, list):
-        raise ValueError(f"{place} must be a list of messages, found {_kind(value)}")
+        raise ValueError(f"{place} must be a list of messages, found {json_type(value)}")
     messages = []
     for index, row in enumerate(value):
         where = f"{place}[{index}]"
         if not isinstance(row, Mapping):
-            raise ValueError(f'{where} must be an object with "role" and "content", found {_kind(row)}')
-        role, content = _required(row, "role", f"{where}."), _required(row, "content", f"{where}.")
+            raise ValueError(f'{where} must be an object with "role" and "content", found {json_type(row)}')
+        role, content = required(row, "role", f"{where}."), required(row, "content", f"{where}.")
         try:
             message = Message(role, content)
             if role == "assistant":
@@ -306,7 +314,7 @@ def messages_from_rows(value: object, place: str) -> tuple[Message, ...]:
 
 
 def _answer_from_rows(row: Mapping[str, Any], name: str) -> str:
-    messages = messages_from_rows(_required(row, name), name)
+    messages = messages_from_rows(required(row, name), name)
     if len(messages) != 1 or messages[0].role != "assistant":
         roles = [message.role for message in messages]
         raise ValueError(f"{name} must be a list of exactly one assistant message, found roles {roles}")
@@ -319,82 +327,6 @@ def _check_prompt(messages: Sequence[Message]) -> None:
         raise ValueError(f'prompt must end with a user message, it ends with role "{messages[-1].role}"')
 
 
-def _check_text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, found {_kind(value)}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            # JSON can spell such a half ("\ud800"); no UTF-8 file and no tokenizer can hold it.
-            raise ValueError(
-                f"{name} holds half of a surrogate pair (U+{ord(value[error.start]):04X}) at character "
-                f"{error.start}, which is no Unicode text; replace it"
-            ) from None
-    return value
-
-
-def _check_number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, found {_kind(value)}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is {value}; it must be finite")
-    return float(value)
-
-
-def _check_count(value: object, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        found = value if isinstance(value, int | float) and not isinstance(value, bool) else _kind(value)
-        raise ValueError(f"{name} must be a whole number from 0, found {found}")
-
-
-def _check_choice(value: object, name: str, allowed: tuple[_Choice, ...]) -> _Choice:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, found {_kind(value)}; one of {', '.join(allowed)}")
-    if value not in allowed:
-        hint = did_you_mean(value, allowed)
-        raise ValueError(f'{name} "{value}" unknown; one of {", ".join(allowed)}{hint}')
-    return value
-
-
-def _required(row: Mapping[str, Any], name: str, prefix: str = "") -> Any:
-    if name not in row:
-        raise ValueError(f'"{prefix}{name}" is missing; found {", ".join(row) or "no fields"}')
-    return row[name]
-
-
-def _choice(row: Mapping[str, Any], name: str, allowed: tuple[_Choice, ...]) -> _Choice | None:
-    value = row.get(name)
-    return None if value is None else _check_choice(value, name, allowed)
-
-
-def _flag(row: Mapping[str, Any], name: str) -> bool | None:
-    value = row.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, found {_kind(value)}")
-    return value
-
-
-def _text(row: Mapping[str, Any], name: str) -> str | None:
-    value = row.get(name)
-    return None if value is None else _check_text(value, name)
-
-
 def _row(**fields: Any) -> Row:
     """A row without the optional fields that are not set."""
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _kind(value: object) -> str:
-    """A JSON value's type in words."""
-    names: list[tuple[type, str]] = [
-        (bool, "true or false"),
-        (str, "a string"),
-        (int, "a number"),
-        (float, "a number"),
-        (list, "a list"),
-        (Mapping, "an object"),
-    ]
-    if value is None:
-        return "null"
-    return next((name for kind, name in names if isinstance(value, kind)), type(value).__name__)
