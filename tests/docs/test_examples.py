@@ -1,0 +1,65 @@
+"""The examples in the documentation are valid and name what exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llama2_chat.cli.main import app
+from llama2_chat.pipeline.recipe import load_recipe, packaged_recipes
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_example_recipe_is_valid(tmp_path: Path) -> None:
+    (example,) = blocks(ROOT / "docs" / "pipeline.md", "yaml")
+    (tmp_path / "base").mkdir()
+    file = tmp_path / "example.yaml"
+    file.write_text(example)
+    recipe = load_recipe(str(file))
+    assert list(recipe.stages) == ["sft", "helpfulness_rm", "rejection_sampling"]
+    assert yaml.safe_load(example)["name"] == recipe.head.name == "example"
+
+
+def test_python_examples_compile() -> None:
+    found = [block for page in PAGES for block in blocks(page, "python")]
+    for block in found:
+        compile(block, "example", "exec")
+    assert len(found) >= 1
+
+
+def test_links_lead_somewhere() -> None:
+    checked = 0
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            checked += 1
+    assert checked > 15
+
+
+def test_commands_that_are_named_exist() -> None:
+    import typer
+
+    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    named = set()
+    for page in PAGES:
+        named |= set(re.findall(r"llama2-chat ([a-z][a-z-]+)\b", page.read_text(encoding="utf-8")))
+    assert len(named & known) >= 8
+    assert not {name for name in named - known if name not in {"is", "has", "with"}}
+
+
+@pytest.mark.parametrize("name", ["stories260k", "tiny"])
+def test_packaged_recipes_are_valid(name: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA2_CHAT_DATA", str(data_folder))
+    assert name in packaged_recipes()
+    assert "rejection_sampling" in load_recipe(name).stages
