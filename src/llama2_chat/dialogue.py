@@ -45,8 +45,8 @@ Row = dict[str, Any]
 class Message:
     """One turn's text. An empty content is legal; a chat tag in a system or user message is not.
 
-    Assistant text is not searched for tags here, because sampled text may hold anything; `from_row`
-    of every type does search what it reads from a file.
+    Assistant text is not searched for tags here, because sampled text may hold anything; `from_row` does
+    search the assistant messages that it reads from a file (but not a sample's response).
     """
 
     role: Role
