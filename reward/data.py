@@ -36,12 +36,39 @@ def prefers_unsafe(pair: Preference) -> bool:
     return pair.chosen_safe is False and pair.rejected_safe is True
 
 
-def encode_answer(
+def encode_dialogue(
     prompt: Sequence[Message], answer: str, chat_format: ChatFormat, max_tokens: int
 ) -> list[int] | None:
     """Ids of prompt + answer, oldest turns dropped where too long; None where even that does not fit."""
-    messages = fit_to_length((*prompt, Message("assistant", answer)), chat_format, max_tokens)
+    messages: tuple[Message, ...] | None = (*prompt, Message("assistant", answer))
+    ids = tokenize_dialogue(messages, chat_format, "last_answer").input_ids
+    if len(ids) <= max_tokens:
+        return ids
+    messages = fit_to_length(messages, chat_format, max_tokens)
     return None if messages is None else tokenize_dialogue(messages, chat_format, "last_answer").input_ids
+
+
+def encode_pair(
+    pair: Preference, chat_format: ChatFormat, max_tokens: int
+) -> tuple[list[int], list[int]] | None:
+    """Ids of the (chosen, rejected) dialogue with the same turns in both; None where one cannot fit."""
+    sides = [
+        tokenize_dialogue((*pair.prompt, Message("assistant", answer)), chat_format, "last_answer").input_ids
+        for answer in (pair.chosen, pair.rejected)
+    ]
+    longer = max((0, 1), key=lambda side: len(sides[side]))
+    if len(sides[longer]) > max_tokens:
+        answers = (pair.chosen, pair.rejected)
+        fitted = fit_to_length((*pair.prompt, Message("assistant", answers[longer])), chat_format, max_tokens)
+        if fitted is None:
+            return None
+        sides = [
+            tokenize_dialogue(
+                (*fitted[:-1], Message("assistant", answer)), chat_format, "last_answer"
+            ).input_ids
+            for answer in answers
+        ]
+    return sides[0], sides[1]
 
 
 def encode_pairs(
@@ -55,18 +82,14 @@ def encode_pairs(
         if prefers_unsafe(pair):
             report.dropped["preferred response is the unsafe one"] += 1
             continue
-        longer = max(pair.chosen, pair.rejected, key=len)
-        fitted = fit_to_length((*pair.prompt, Message("assistant", longer)), chat_format, max_tokens)
-        prompt = pair.prompt if fitted is None else fitted[:-1]
-        chosen = encode_answer(prompt, pair.chosen, chat_format, max_tokens)
-        rejected = encode_answer(prompt, pair.rejected, chat_format, max_tokens)
-        if chosen is None or rejected is None:
+        encoded = encode_pair(pair, chat_format, max_tokens)
+        if encoded is None:
             report.dropped[f"longer than {max_tokens} tokens"] += 1
             continue
         report.kept += 1
         report.unrated += pair.rating is None
         kept.append(pair)
-        tokens.append((chosen, rejected))
+        tokens.append(encoded)
     return kept, tokens, report
 
 

@@ -16,9 +16,9 @@ from llama2_chat.dialogue import Dialogue, Message
 from llama2_chat.errors import UserInputError
 from llama2_chat.models import load_reward_model
 from llama2_chat.ppo.rewards import combine_scores
+from llama2_chat.reward.data import encode_dialogue
 from llama2_chat.reward.pooling import pack_dialogues, scores_at_ends
 from llama2_chat.settings import BaseModelSource, RunSettings
-from llama2_chat.tokenization import fit_to_length, tokenize_dialogue
 from llama2_chat.tokenizers import load_tokenizer
 
 _TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -65,12 +65,12 @@ class RewardModel:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a dialogue that ends with the assistant; oldest turns go where it is too long."""
-        fitted = fit_to_length(messages, self.chat_format, self.max_tokens)
-        if fitted is None:
+        ids = encode_dialogue(messages[:-1], messages[-1].content, self.chat_format, self.max_tokens)
+        if ids is None:
             raise UserInputError(
                 f"the last turn alone is longer than the {self.max_tokens} tokens that {self.name} can take"
             )
-        return tokenize_dialogue(fitted, self.chat_format, "last_answer").input_ids
+        return ids
 
     def score_messages(self, dialogues: Sequence[Sequence[Message]]) -> Tensor:
         """Raw scores, float32 (B,), of dialogues that end with the assistant."""
