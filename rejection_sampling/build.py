@@ -85,7 +85,8 @@ def _select(
             continue
         row = group[index]
         best += row["scores"]["combined"]
-        mean += sum(r["scores"]["combined"] for r in group) / len(group)
+        complete = [r["scores"]["combined"] for r in group if r["status"] == "complete"]
+        mean += sum(complete) / len(complete)
         kept.append(
             {
                 "messages": [*row["prompt"], {"role": "assistant", "content": row["response"]}],

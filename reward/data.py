@@ -40,12 +40,12 @@ def encode_dialogue(
     prompt: Sequence[Message], answer: str, chat_format: ChatFormat, max_tokens: int
 ) -> list[int] | None:
     """Ids of prompt + answer, oldest turns dropped where too long; None where even that does not fit."""
-    messages: tuple[Message, ...] | None = (*prompt, Message("assistant", answer))
+    messages = (*prompt, Message("assistant", answer))
     ids = tokenize_dialogue(messages, chat_format, "last_answer").input_ids
     if len(ids) <= max_tokens:
         return ids
-    messages = fit_to_length(messages, chat_format, max_tokens)
-    return None if messages is None else tokenize_dialogue(messages, chat_format, "last_answer").input_ids
+    fitted = fit_to_length(messages, chat_format, max_tokens)
+    return None if fitted is None else tokenize_dialogue(fitted, chat_format, "last_answer").input_ids
 
 
 def encode_pair(

@@ -11,7 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llama2_chat.jsonl import write_rows
 from llama2_chat.models import save_model
 from llama2_chat.pretrain.tokenizer import train_tokenizer
+from llama2_chat.rejection_sampling import build
+from llama2_chat.rejection_sampling.config import RejectionSamplingConfig
+from llama2_chat.reward.config import RewardConfig
+from llama2_chat.reward.train import run_stage as run_reward
 from llama2_chat.settings import BaseModelSource, RunSettings
+from llama2_chat.sft.config import SftConfig
+from llama2_chat.sft.train import run_stage as run_sft
 from llama2_chat.stage import EventLog, StageDirectory
 from llama2_chat.testbed.generators import GENERATORS
 from llama2_chat.tokenizers import HuggingFaceTokenizer
@@ -65,3 +71,60 @@ def stage_at(tmp_path_factory: pytest.TempPathFactory):
         return StageDirectory(path, EventLog(path / "events.jsonl"))
 
     return make
+
+
+TRAINING = {"learning_rate": 3e-3, "batch_size": 8, "epochs": 2, "sequence_length": 128}
+
+
+@pytest.fixture(scope="session")
+def sft(world: Path, settings: RunSettings, stage_at) -> tuple[StageDirectory, dict]:
+    config = SftConfig(
+        model=str(world / "base"), dialogues=[str(world / "demonstrations.jsonl")], training=TRAINING
+    )
+    directory = stage_at("sft")
+    return directory, run_sft(config, settings, directory)
+
+
+@pytest.fixture(scope="session")
+def rewards(world: Path, settings: RunSettings, stage_at, sft) -> dict[str, tuple[StageDirectory, dict]]:
+    made = {}
+    for domain, file in (("helpfulness", "helpful_pairs"), ("safety", "safety_pairs")):
+        config = RewardConfig(
+            model=str(sft[0].model),
+            preferences=[str(world / f"{file}.jsonl")],
+            held_out=[str(world / "held_out.jsonl")] if domain == "helpfulness" else [],
+            domain=domain,
+            training={**TRAINING, "batch_size": 16, "learning_rate": 1e-3},
+        )
+        directory = stage_at(domain)
+        made[domain] = directory, run_reward(config, settings, directory)
+    return made
+
+
+@pytest.fixture(scope="session")
+def rejection_config(world: Path, sft, rewards):
+    """A function that makes the stage's configuration, with changes."""
+
+    def make(**changes) -> RejectionSamplingConfig:
+        values = {
+            "policy": str(sft[0].model),
+            "base": str(world / "base"),
+            "helpfulness": str(rewards["helpfulness"][0].model),
+            "safety": str(rewards["safety"][0].model),
+            "prompts": [str(world / "prompts.jsonl")],
+            "samples_per_prompt": 3,
+            "sampling": {"temperature": 1.0, "max_new_tokens": 16},
+            "sft_dialogues": [str(world / "demonstrations.jsonl")],
+            "sft_fraction": 0.25,
+            "training": TRAINING,
+            **changes,
+        }
+        return RejectionSamplingConfig(**values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def rejection(settings, stage_at, rejection_config) -> tuple[StageDirectory, dict]:
+    directory = stage_at("rejection_sampling")
+    return directory, build.run_stage(rejection_config(), settings, directory)

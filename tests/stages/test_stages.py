@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,64 +16,9 @@ from llama2_chat.evaluation.run import run_evaluation
 from llama2_chat.files import sha256_of
 from llama2_chat.jsonl import read_dialogues, read_samples
 from llama2_chat.rejection_sampling import build, sample
-from llama2_chat.rejection_sampling.config import RejectionSamplingConfig
-from llama2_chat.reward.config import RewardConfig
 from llama2_chat.reward.scoring import RewardModel
-from llama2_chat.reward.train import run_stage as run_reward
-from llama2_chat.settings import RunSettings
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.train import run_stage as run_sft
-from llama2_chat.stage import StageDirectory
-
-TRAINING = {"learning_rate": 3e-3, "batch_size": 8, "epochs": 2, "sequence_length": 128}
-
-
-@pytest.fixture(scope="session")
-def sft(world: Path, settings: RunSettings, stage_at) -> tuple[StageDirectory, dict]:
-    config = SftConfig(
-        model=str(world / "base"), dialogues=[str(world / "demonstrations.jsonl")], training=TRAINING
-    )
-    directory = stage_at("sft")
-    return directory, run_sft(config, settings, directory)
-
-
-@pytest.fixture(scope="session")
-def rewards(world: Path, settings: RunSettings, stage_at, sft) -> dict[str, tuple[StageDirectory, dict]]:
-    made = {}
-    for domain, file in (("helpfulness", "helpful_pairs"), ("safety", "safety_pairs")):
-        config = RewardConfig(
-            model=str(sft[0].model),
-            preferences=[str(world / f"{file}.jsonl")],
-            held_out=[str(world / "held_out.jsonl")] if domain == "helpfulness" else [],
-            domain=domain,
-            training={**TRAINING, "batch_size": 16, "learning_rate": 1e-3},
-        )
-        directory = stage_at(domain)
-        made[domain] = directory, run_reward(config, settings, directory)
-    return made
-
-
-def rejection_config(world: Path, sft, rewards, **changes) -> RejectionSamplingConfig:
-    values = {
-        "policy": str(sft[0].model),
-        "base": str(world / "base"),
-        "helpfulness": str(rewards["helpfulness"][0].model),
-        "safety": str(rewards["safety"][0].model),
-        "prompts": [str(world / "prompts.jsonl")],
-        "samples_per_prompt": 3,
-        "sampling": {"temperature": 1.0, "max_new_tokens": 16},
-        "sft_dialogues": [str(world / "demonstrations.jsonl")],
-        "sft_fraction": 0.25,
-        "training": TRAINING,
-        **changes,
-    }
-    return RejectionSamplingConfig(**values)
-
-
-@pytest.fixture(scope="session")
-def rejection(world, settings, stage_at, sft, rewards) -> tuple[StageDirectory, dict]:
-    directory = stage_at("rejection_sampling")
-    return directory, build.run_stage(rejection_config(world, sft, rewards), settings, directory)
 
 
 def test_sft_lowers_the_loss_and_its_folder_loads_alone(sft) -> None:
@@ -105,8 +49,9 @@ def test_the_chat_template_renders_the_llama2_format(sft) -> None:
 
 
 def test_sft_is_the_same_twice(world, settings, stage_at, sft) -> None:
+    training = {"learning_rate": 3e-3, "batch_size": 8, "epochs": 2, "sequence_length": 128}
     config = SftConfig(
-        model=str(world / "base"), dialogues=[str(world / "demonstrations.jsonl")], training=TRAINING
+        model=str(world / "base"), dialogues=[str(world / "demonstrations.jsonl")], training=training
     )
     again = stage_at("sft-again")
     run_sft(config, settings, again)
@@ -179,7 +124,7 @@ def test_rejection_sampling_keeps_the_best_complete_sample(rejection) -> None:
 
 
 def test_sampling_resumes_with_the_same_bytes(
-    world, settings, stage_at, sft, rewards, rejection, monkeypatch
+    settings, stage_at, rejection, rejection_config, monkeypatch
 ) -> None:
     directory = stage_at("rejection-resumed")
     sampled = []
@@ -192,7 +137,7 @@ def test_sampling_resumes_with_the_same_bytes(
         return original(*arguments)
 
     monkeypatch.setattr(sample, "_sample_chunk", dies_in_the_second_chunk)
-    config = rejection_config(world, sft, rewards)
+    config = rejection_config()
     with pytest.raises(KeyboardInterrupt):
         build.run_stage(config, settings, directory)
     partial = directory.samples.with_name("samples.jsonl.partial")
@@ -205,9 +150,9 @@ def test_sampling_resumes_with_the_same_bytes(
     assert sha256_of(directory.model) == sha256_of(rejection[0].model)
 
 
-def test_random_selection_is_the_control(world, settings, stage_at, sft, rewards, rejection) -> None:
+def test_random_selection_is_the_control(settings, stage_at, rejection, rejection_config) -> None:
     directory = stage_at("rejection-random")
-    metrics = build.run_stage(rejection_config(world, sft, rewards, select="random"), settings, directory)
+    metrics = build.run_stage(rejection_config(select="random"), settings, directory)
     best = rejection[1]["selection"]
     assert metrics["selection"]["combined_kept"] < best["combined_kept"]
     assert metrics["selection"]["combined_mean"] == best["combined_mean"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from llama2_chat.errors import MissingFileError
+from llama2_chat.dialogue import Dialogue
+from llama2_chat.errors import MissingFileError, UserInputError
 
 _ROWS_AT_ONCE = 256
 
@@ -28,31 +30,45 @@ def score(
     """Write each input row plus `scores`, in order."""
     if not input_file.exists():
         raise MissingFileError(f"{input_file}: no such file")
+    if not 0 < safety_threshold < 1:
+        raise UserInputError(f"--safety-threshold: {safety_threshold} is not between 0 and 1")
     from dataclasses import asdict
 
-    from llama2_chat.errors import DataFormatError
-    from llama2_chat.jsonl import count_rows, read_dialogues, read_rows, write_rows
+    from llama2_chat.jsonl import count_rows, write_rows
+    from llama2_chat.pipeline.run_directory import ensure_writable
     from llama2_chat.progress import track
     from llama2_chat.reward.scoring import RewardScorer
 
-    for number, dialogue in enumerate(read_dialogues(input_file), start=1):
-        if dialogue.messages[-1].role != "assistant":
-            raise DataFormatError(
-                input_file, number, "a dialogue to be scored ends with the assistant's message"
-            )
+    total = sum(1 for _ in _dialogues(input_file))
+    ensure_writable(output.parent)
     scorer = RewardScorer.from_pretrained(
         helpfulness, safety, safety_threshold=safety_threshold, device=device
     )
-    dialogues = read_dialogues(input_file)
-    rows = read_rows(input_file)
-    with track("scoring", total=count_rows(input_file), unit="dialogues") as progress:
+    waiting = _dialogues(input_file)
+    with track("scoring", total=total, unit="dialogues") as progress:
 
-        def scored() -> object:
-            while batch := list(islice(dialogues, _ROWS_AT_ONCE)):
-                scores = scorer.score([d.messages for d in batch], [d.is_safety for d in batch])
-                for (_, row), value in zip(islice(rows, len(batch)), scores, strict=True):
+        def scored() -> Iterator[dict[str, Any]]:
+            while batch := list(islice(waiting, _ROWS_AT_ONCE)):
+                dialogues = [dialogue for _, dialogue in batch]
+                scores = scorer.score([d.messages for d in dialogues], [d.is_safety for d in dialogues])
+                for (row, _), value in zip(batch, scores, strict=True):
                     yield row | {"scores": asdict(value)}
                 progress.advance(len(batch))
 
-        write_rows(output, scored())  # type: ignore[arg-type]
+        write_rows(output, scored())
     typer.echo(f"{output}: scores of {count_rows(output)} dialogues")
+
+
+def _dialogues(file: Path) -> Iterator[tuple[dict[str, Any], Dialogue]]:
+    """Each row with its dialogue, which ends with the assistant's message."""
+    from llama2_chat.errors import DataFormatError
+    from llama2_chat.jsonl import read_rows
+
+    for line, row in read_rows(file):
+        try:
+            dialogue = Dialogue.from_row(row)
+        except ValueError as problem:
+            raise DataFormatError(file, line, str(problem)) from problem
+        if dialogue.messages[-1].role != "assistant":
+            raise DataFormatError(file, line, "a dialogue to be scored ends with the assistant's message")
+        yield row, dialogue

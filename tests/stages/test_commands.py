@@ -1,0 +1,115 @@
+"""`score` and `evaluate` through the command line, on models of the stages beside this file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llama2_chat import RewardScorer
+from llama2_chat.cli.main import run_command
+from llama2_chat.jsonl import write_rows
+
+
+@pytest.fixture
+def dialogues(tmp_path: Path) -> Path:
+    file = tmp_path / "dialogues.jsonl"
+    write_rows(
+        file,
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": f"What is {n} plus 2?"},
+                    {"role": "assistant", "content": f"It is {n + 2}."},
+                ],
+                "is_safety": n % 2 == 0,
+                "note": n,
+            }
+            for n in range(5)
+        ),
+    )
+    return file
+
+
+def test_score_adds_scores_to_every_row_in_order(rewards, dialogues: Path, tmp_path: Path) -> None:
+    helpfulness, safety = (str(rewards[domain][0].model) for domain in ("helpfulness", "safety"))
+    output = tmp_path / "scored.jsonl"
+    arguments = ["--helpfulness", helpfulness, "--safety", safety, "--output", str(output), "--device", "cpu"]
+    assert run_command(["score", str(dialogues), *arguments]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["note"] for row in rows] == list(range(5))
+    expected = RewardScorer.from_pretrained(helpfulness, safety, device="cpu").score(
+        [row["messages"] for row in rows], [row["is_safety"] for row in rows]
+    )
+    for row, score in zip(rows, expected, strict=True):
+        assert row["scores"]["helpfulness"] == pytest.approx(score.helpfulness, abs=1e-6)
+        assert row["scores"]["combined"] == pytest.approx(score.combined, abs=1e-6)
+        assert row["scores"]["branch"] == score.branch
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            '{"messages": [{"role": "user", "content": "Hi"}]}',
+            "dialogues.jsonl:6: a dialogue to be scored ends",
+        ),
+        ('{"messages": [', "dialogues.jsonl:6: "),
+        ('{"messages": []}', "dialogues.jsonl:6: "),
+    ],
+)
+def test_score_names_the_line_of_a_bad_row(
+    rewards, dialogues: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
+) -> None:
+    with dialogues.open("a") as stream:
+        stream.write(change + "\n")
+    output = tmp_path / "scored.jsonl"
+    model = str(rewards["helpfulness"][0].model)
+    assert run_command(["score", str(dialogues), "--helpfulness", model, "--output", str(output)]) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_evaluate_reward_prints_a_table_and_writes_it(rewards, world: Path, tmp_path: Path, capsys) -> None:
+    arguments = [str(rewards["helpfulness"][0].model), str(world / "held_out.jsonl"), "--device", "cpu"]
+    assert run_command(["evaluate", "reward", *arguments, "--output-dir", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "out" / "evaluation.md").read_text()
+    assert "| significantly better |" in printed
+    assert "attainable" in printed
+    stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert stored["accuracy"] == rewards["helpfulness"][1]["accuracy"]
+
+
+def test_evaluate_policy_equals_the_runs_own_evaluation(rewards, sft, world: Path, tmp_path: Path) -> None:
+    assert (
+        run_command(
+            [
+                "evaluate", "policy", str(sft[0].model),
+                "--helpfulness", str(rewards["helpfulness"][0].model),
+                "--prompts", str(world / "prompts.jsonl"),
+                "--reference", str(sft[0].model),
+                "--samples-per-prompt", "2", "--max-new-tokens", "8", "--device", "cpu",
+                "--output-dir", str(tmp_path),
+            ]
+        )
+        == 0
+    )  # fmt: skip
+    metrics = json.loads((tmp_path / "evaluation.json").read_text())
+    assert metrics["win_rate_vs_sft"] == 0.5
+    assert metrics["kl_to_sft_nats"] == 0.0
+    assert "violation_rate" not in metrics
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["score", "missing.jsonl", "--helpfulness", "rm", "--output", "out.jsonl"],
+        ["evaluate", "reward", "rm", "missing.jsonl"],
+        ["evaluate", "policy", "model", "--helpfulness", "rm", "--prompts", "missing.jsonl"],
+    ],
+)
+def test_missing_files_are_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(arguments) == 2
+    assert "missing.jsonl: no such file" in capsys.readouterr().err
