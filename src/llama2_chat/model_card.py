@@ -14,9 +14,10 @@ def model_card(stage: str, config: StrictModel, settings: RunSettings) -> str:
     front = yaml.safe_dump({"library_name": "transformers", "tags": ["llama2-chat", stage]}, sort_keys=False)
     described = yaml.safe_dump(_without_folders(config.model_dump(mode="json")), sort_keys=False)
     base = Path(settings.base_model.path).name
+    origin = "Trained from scratch" if stage == "pretrain" else f"Made from the base model `{base}`"
     return (
         f"---\n{front}---\n\n# {stage}\n\n"
-        f"Made from the base model `{base}` by llama2-chat, stage kind `{stage}`, "
+        f"{origin} by llama2-chat, stage kind `{stage}`, "
         f"chat format `{settings.chat_format}`, seed {settings.seed}, {settings.precision}.\n\n"
         "The model inherits the licences of its base model and of the data named below.\n\n"
         f"## Configuration\n\n```yaml\n{described}```\n"

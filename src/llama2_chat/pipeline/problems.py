@@ -2,35 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from llama2_chat.errors import did_you_mean
 
+Model = TypeVar("Model", bound=BaseModel)
 
-def validation_problems(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """One line per problem of a pydantic error: dotted key, what is wrong, what is allowed."""
-    problems = []
+
+def validated(
+    model: type[Model], value: Any, key: str, problems: list[str], *, elsewhere: Iterable[str] = ()
+) -> Model | None:
+    """The model made of a mapping; None, with what is wrong added to `problems`, where that does not work.
+
+    Types are strict: a number is no text and `true` is no number (but 1 is good for 1.0).
+
+    Args:
+        key: Dotted key of the mapping; empty for a whole file.
+        elsewhere: Further keys that are allowed beside the model's own (others take care of them).
+    """
+    if not isinstance(value, Mapping):
+        problems.append(f"{key}: a mapping is wanted, found {value!r}")
+        return None
+    try:
+        return model.model_validate(dict(value), strict=True)
+    except ValidationError as error:
+        problems += _messages(error, model, value, key, list(elsewhere))
+        return None
+
+
+def _messages(
+    error: ValidationError, model: type[BaseModel], value: Any, prefix: str, elsewhere: list[str]
+) -> list[str]:
+    """One line for each key that is wrong."""
+    found: dict[str, list[str]] = {}
     for item in error.errors():
-        place = [str(part) for part in item["loc"]]
+        place = _place(item["loc"], value, missing=item["type"] == "missing")
         key = ".".join([*([prefix] if prefix else []), *place])
         if item["type"] == "extra_forbidden":
-            allowed = allowed_keys(model, place[:-1])
-            hint = did_you_mean(place[-1], allowed)
-            problems.append(f"{key}: unknown key{hint}; allowed: {', '.join(sorted(allowed))}")
+            allowed = [*sorted(_allowed_keys(model, place[:-1])), *(elsewhere if len(place) == 1 else [])]
+            message = f"unknown key{did_you_mean(place[-1], allowed)}; allowed: {', '.join(allowed)}"
         elif item["type"] == "missing":
-            problems.append(f"{key}: required, but missing")
+            message = "required, but missing"
         else:
-            message = item["msg"].removeprefix("Value error, ")
             given = item.get("input")
             shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
-            problems.append(f"{key}: {message}{shown}")
-    return problems
+            message = item["msg"].removeprefix("Value error, ") + shown
+        found.setdefault(key, []).append(message)
+    return [f"{key}: {', or: '.join(dict.fromkeys(messages))}" for key, messages in found.items()]
 
 
-def allowed_keys(model: type[BaseModel], place: list[str]) -> list[str]:
+def _place(location: tuple[int | str, ...], value: Any, *, missing: bool) -> list[str]:
+    """The keys of a location as they stand in the file, without the union members pydantic puts between."""
+    place = []
+    for number, part in enumerate(location):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif not (missing and number == len(location) - 1):
+            continue
+        place.append(str(part))
+    return place
+
+
+def _allowed_keys(model: type[BaseModel], place: list[str]) -> list[str]:
     """Keys that the (nested) model at `place` knows."""
     for part in place:
         field = model.model_fields.get(part)
@@ -48,8 +86,3 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         if (found := _model_in(part)) is not None:
             return found
     return None
-
-
-def unknown_key(key: str, known: Mapping[str, Any] | list[str]) -> str:
-    """The message for a key that is not among the known ones."""
-    return f"{key}: unknown key{did_you_mean(key.rsplit('.', 1)[-1], known)}; allowed: {', '.join(known)}"
