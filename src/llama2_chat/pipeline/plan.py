@@ -108,7 +108,8 @@ def _state(directory: StageDirectory, fingerprint: str, selected: bool, forced: 
 def _tokens(recipe: Recipe, config: Any) -> float | None:
     total = 0.0
     for referring in references(config):
-        if referring.kind != "data" or referring.field == "held_out":
+        # Held-out rows are read once and SFT rows are mixed in by `sft_fraction` of the prompts' number.
+        if referring.kind != "data" or referring.field in ("held_out", "sft_dialogues"):
             continue
         for name in referring.names:
             entry = recipe.data[name]
