@@ -110,6 +110,8 @@ class StageKind:
     run_function: str
     produces: Literal["policy", "reward_model"] = "policy"
     makes_dataset: bool = False
+    makes_base: bool = False
+    """Starts from no model; a recipe's `base_model` may name such a stage."""
 
     def load_config_class(self) -> type[StrictModel]:
         """The pydantic class of the stage's mapping (imports no training code)."""
@@ -124,7 +126,10 @@ STAGE_KINDS: dict[str, StageKind] = {
     kind.name: kind
     for kind in (
         StageKind(
-            "pretrain", "llama2_chat.pretrain.config:PretrainConfig", "llama2_chat.pretrain.train:run_stage"
+            "pretrain",
+            "llama2_chat.pretrain.config:PretrainConfig",
+            "llama2_chat.pretrain.train:run_stage",
+            makes_base=True,
         ),
         StageKind("sft", "llama2_chat.sft.config:SftConfig", "llama2_chat.sft.train:run_stage"),
         StageKind(

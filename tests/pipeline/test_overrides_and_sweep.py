@@ -88,11 +88,30 @@ def test_environment_variables(
 ) -> None:
     change("data.talks", "${TEST_FOLDER:-.}/talks.jsonl")
     monkeypatch.delenv("TEST_FOLDER", raising=False)
-    assert load_recipe("recipe.yaml").data["talks"].path == "./talks.jsonl"  # type: ignore[union-attr]
+    assert load_recipe("recipe.yaml").data["talks"].path == f"{workspace}/talks.jsonl"  # type: ignore[union-attr]
     monkeypatch.setenv("TEST_FOLDER", str(workspace))
     assert load_recipe("recipe.yaml").data["talks"].path == f"{workspace}/talks.jsonl"  # type: ignore[union-attr]
     from_command_line = load_recipe("recipe.yaml", ["data.pairs=${TEST_FOLDER}/talks.jsonl"])
     assert from_command_line.data["pairs"].path == f"{workspace}/talks.jsonl"  # type: ignore[union-attr]
+
+
+def test_variables_with_relative_paths_start_from_the_current_folder(
+    workspace: Path, change: Callable[[str, object], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sets a variable sees the current folder, not the recipe's; all other paths start there."""
+    change("data.talks", "${TEST_FOLDER:-..}/talks.jsonl")
+    change("base_model", "${TEST_BASE:-./base_model}")
+    (workspace / "below").mkdir()
+    monkeypatch.chdir(workspace / "below")
+    monkeypatch.delenv("TEST_FOLDER", raising=False)
+    recipe = load_recipe("../recipe.yaml")
+    talks = recipe.folder / recipe.data["talks"].path  # type: ignore[union-attr]
+    assert talks.resolve() == workspace / "talks.jsonl"
+    assert recipe.head.base_model.path == "./base_model"  # nothing of that name here: the recipe's folder
+    (workspace / "below" / "base_model").mkdir()
+    assert load_recipe("../recipe.yaml").head.base_model.path == f"{workspace}/below/base_model"
+    monkeypatch.setenv("TEST_BASE", "owner/model")
+    assert load_recipe("../recipe.yaml").head.base_model.path == "owner/model"  # a hub id stays one
 
 
 def test_environment_variable_that_is_not_set(

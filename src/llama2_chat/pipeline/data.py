@@ -10,7 +10,8 @@ from typing import Any
 
 from llama2_chat.files import read_json, sha256_of, write_json
 from llama2_chat.jsonl import write_rows
-from llama2_chat.pipeline.recipe import DataEntry, FileData, GeneratedData, ImportedData, Recipe
+from llama2_chat.pipeline.data_entries import DataEntry, FileData, GeneratedData, ImportedData
+from llama2_chat.pipeline.recipe import Recipe
 from llama2_chat.stage import EventLog
 
 

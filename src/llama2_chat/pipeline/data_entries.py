@@ -7,6 +7,7 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, Field, create_model, field_validator
 
+from llama2_chat.dialogue import Domain
 from llama2_chat.errors import did_you_mean
 from llama2_chat.settings import StrictModel
 from llama2_chat.testbed.generators import GENERATORS
@@ -63,7 +64,8 @@ def options_class(generator: str) -> type[StrictModel]:
     `counts` is left out: through it the generator tells how many rows it drew and dropped.
     """
     function = GENERATORS[generator]
-    types = get_type_hints(function)
+    # The generators name these types for type checkers only, to stay free of other imports.
+    types = get_type_hints(function, localns={"Domain": Domain})
     fields: dict[str, Any] = {
         name: (types[name], parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()

@@ -7,6 +7,7 @@ from typing import Any
 
 from llama2_chat.files import read_json, sha256_of
 from llama2_chat.pipeline.data import prepare_data, prepared
+from llama2_chat.pipeline.data_entries import GeneratedData
 from llama2_chat.pipeline.estimates import (
     data_tokens,
     estimate_stage,
@@ -15,7 +16,7 @@ from llama2_chat.pipeline.estimates import (
     parameter_count,
 )
 from llama2_chat.pipeline.fingerprints import fingerprint_of
-from llama2_chat.pipeline.recipe import GeneratedData, Recipe
+from llama2_chat.pipeline.recipe import Recipe
 from llama2_chat.pipeline.references import references
 from llama2_chat.pipeline.run import Selection, base_inputs
 from llama2_chat.pipeline.run_directory import RunDirectory

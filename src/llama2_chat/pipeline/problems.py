@@ -58,10 +58,9 @@ def _place(location: tuple[int | str, ...], value: Any, *, missing: bool) -> lis
     """The keys of a location as they stand in the file, without the union members pydantic puts between."""
     place = []
     for number, part in enumerate(location):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            value = value[part]
+        items = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(items, Mapping) and part in items:
+            value = items[part]
         elif not (missing and number == len(location) - 1):
             continue
         place.append(str(part))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llama2_chat.evaluation.config import EvaluationConfig
-from llama2_chat.pipeline.recipe import FileData, GeneratedData, ImportedData, RecipeHead
+from llama2_chat.pipeline.data_entries import FileData, GeneratedData, ImportedData
+from llama2_chat.pipeline.recipe import RecipeHead
 from llama2_chat.settings import StrictModel
 from llama2_chat.stage import STAGE_KINDS
 

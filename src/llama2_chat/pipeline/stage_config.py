@@ -10,16 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from llama2_chat.errors import RecipeError
 from llama2_chat.files import write_text
-from llama2_chat.pipeline.problems import validation_problems
-from llama2_chat.pipeline.recipe import RecipeHead, base_problems
+from llama2_chat.pipeline.problems import validated
+from llama2_chat.pipeline.recipe import RecipeHead
+from llama2_chat.pipeline.reference_checks import base_problems
 from llama2_chat.pipeline.references import Referring, references, resolve
 from llama2_chat.pipeline.yaml_files import apply_overrides, dump, read_mapping
 from llama2_chat.settings import RunSettings, StrictModel
 from llama2_chat.stage import stage_kind
+
+_OWN_MODEL = "model"
+"""What `base_model` says in the configuration of a stage that makes the base: its own result."""
 
 
 def write_stage_config(
@@ -54,23 +56,18 @@ def load_stage_config(
     """
     mapping = apply_overrides(read_mapping(file), overrides)
     problems: list[str] = []
-    model = stage_kind(kind).load_config_class()
+    stage = stage_kind(kind)
     if mapping.get("kind", kind) != kind:
-        problems.append(f'kind: this command runs "{kind}", the file says {mapping["kind"]!r}')
-        mapping.pop("kind")
-    names = set(RunSettings.model_fields)
+        problems.append(f'kind: this command runs "{kind}", the file says {mapping.pop("kind")!r}')
+    if stage.makes_base:
+        mapping["base_model"] = _OWN_MODEL
+    names = sorted(RunSettings.model_fields)
     settings = _settings({k: v for k, v in mapping.items() if k in names}, problems)
-    config: StrictModel | None = None
-    try:
-        config = model.model_validate({k: v for k, v in mapping.items() if k not in names})
-    except ValidationError as error:
-        allowed = ", ".join(sorted(names))
-        problems += [
-            f"{text}, {allowed}" if ": unknown key" in text else text
-            for text in validation_problems(error, model)
-        ]
+    rest = {k: v for k, v in mapping.items() if k not in names}
+    config = validated(stage.load_config_class(), rest, "", problems, elsewhere=names)
     folder = file.parent.resolve()
-    problems += base_problems(mapping.get("base_model"), folder)
+    if not stage.makes_base:
+        problems += base_problems(mapping, folder)
     if config is not None:
         problems += _missing(config, folder)
     if problems or config is None or settings is None:
@@ -86,10 +83,8 @@ def load_stage_config(
 
 
 def _settings(mapping: dict[str, Any], problems: list[str]) -> RunSettings | None:
-    try:
-        head = RecipeHead.model_validate({"name": "stage", **mapping})
-    except ValidationError as error:
-        problems += validation_problems(error, RunSettings)
+    head = validated(RecipeHead, {"name": "stage", **mapping}, "", problems)
+    if head is None:
         return None
     return RunSettings(**{name: getattr(head, name) for name in RunSettings.model_fields})
 

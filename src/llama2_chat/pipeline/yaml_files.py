@@ -71,7 +71,11 @@ def parse(text: str) -> Any:
 
 
 def expand(value: Any, source: str) -> Any:
-    """Replace `${NAME}` and `${NAME:-default}` in all texts by environment variables."""
+    """Replace `${NAME}` and `${NAME:-default}` in all texts by environment variables.
+
+    A relative path in a variable means the folder of whoever set it, not the recipe's: a text that begins
+    with a variable and, seen from the current folder, is the path of something becomes absolute.
+    """
     if isinstance(value, dict):
         return {key: expand(item, source) for key, item in value.items()}
     if isinstance(value, list):
@@ -88,7 +92,10 @@ def expand(value: Any, source: str) -> Any:
             )
         return found
 
-    return _VARIABLE.sub(replace, value)
+    expanded = _VARIABLE.sub(replace, value)
+    if _VARIABLE.match(value) and "/" in expanded and Path(expanded).exists():
+        return str(Path(expanded).absolute())
+    return expanded
 
 
 def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""Whether what a recipe's stages name is there, comes before, and is of the right sort.
+
+Works on the mapping as it is written, so that one mistake in a stage hides no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama2_chat.errors import did_you_mean
+from llama2_chat.evaluation.config import EvaluationConfig
+from llama2_chat.pipeline.references import Referring, references_in_mapping
+from llama2_chat.stage import STAGE_KINDS
+
+
+def reference_problems(recipe: Mapping[str, Any]) -> list[str]:
+    """References of every stage of a known kind (though other keys of it may be wrong) and the evaluation."""
+    problems = []
+    written = recipe.get("stages")
+    stages = written if isinstance(written, Mapping) else {}
+    data = recipe.get("data")
+    data_names = [str(name) for name in data] if isinstance(data, Mapping) else []
+    stage_names = [str(name) for name in stages]
+    kinds = {str(name): kind for name, stage in stages.items() if (kind := kind_of(stage)) is not None}
+    for name, stage in stages.items():
+        if (kind := kind_of(stage)) is not None:
+            found = references_in_mapping(STAGE_KINDS[kind].load_config_class(), stage)
+            earlier = stage_names[: stage_names.index(str(name))]
+            problems += _problems(found, f"stages.{name}", data_names, stage_names, kinds, earlier)
+    evaluation = recipe.get("evaluation")
+    if isinstance(evaluation, Mapping):
+        found = references_in_mapping(EvaluationConfig, evaluation)
+        problems += _problems(found, "evaluation", data_names, stage_names, kinds, stage_names)
+    return problems
+
+
+def kind_of(stage: Any) -> str | None:
+    """The kind in a stage's mapping, if it is a known one."""
+    kind = stage.get("kind") if isinstance(stage, Mapping) else None
+    return kind if isinstance(kind, str) and kind in STAGE_KINDS else None
+
+
+def base_stage(recipe: Mapping[str, Any]) -> str | None:
+    """The stage that makes the base model, where `base_model` names one instead of a folder."""
+    stages, path = recipe.get("stages"), _base(recipe.get("base_model")).get("path")
+    if not isinstance(stages, Mapping) or not isinstance(path, str) or path not in stages:
+        return None
+    kind = kind_of(stages[path])
+    return path if kind is not None and STAGE_KINDS[kind].makes_base else None
+
+
+def base_problems(recipe: Mapping[str, Any], folder: Path) -> list[str]:
+    """A local base model must be there; `owner/name` may be a hub id. What is no text is reported elsewhere."""
+    source = _base(recipe.get("base_model"))
+    path, file = source.get("path"), source.get("gguf_file")
+    if not isinstance(path, str):
+        return []
+    if (stage := base_stage(recipe)) is not None:
+        first = next(iter(recipe["stages"]))
+        return [] if stage == first else [f'base_model: the stage "{stage}" makes it and so must come first']
+    local = folder / path
+    if local.is_dir():
+        if isinstance(file, str) and not (local / file).is_file():
+            return [f"base_model.gguf_file: no such file: {local / file}"]
+        return []
+    looks_like_hub = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    return [] if looks_like_hub else [f"base_model.path: no such folder: {local}"]
+
+
+def _base(base: Any) -> Mapping[str, Any]:
+    return {"path": base} if isinstance(base, str) else base if isinstance(base, Mapping) else {}
+
+
+def _problems(
+    found: Iterable[Referring],
+    key: str,
+    data: Sequence[str],
+    stages: Sequence[str],
+    kinds: Mapping[str, str],
+    earlier: Sequence[str],
+) -> list[str]:
+    """References to what is missing, comes later or is of the wrong sort."""
+    problems = []
+    for referring in found:
+        place = f"{key}.{referring.field}"
+        for name in referring.names:
+            if referring.kind == "data":
+                if name not in data:
+                    there = f"there are {', '.join(data)}" if data else "there are none"
+                    problems.append(f'{place}: no data entry "{name}"{did_you_mean(name, data)}; {there}')
+                continue
+            produced = {stage: STAGE_KINDS[kinds[stage]].produces for stage in earlier if stage in kinds}
+            fitting = [stage for stage in earlier if produced.get(stage, referring.kind) == referring.kind]
+            known = [*(["base"] if referring.kind == "policy" else []), *fitting]
+            if name in known:
+                continue
+            wanted = "reward model" if referring.kind == "reward_model" else "policy"
+            why = (
+                "comes later" if name in stages and name not in earlier
+                else f"is not a {wanted}" if name in earlier or name == "base"
+                else "is no stage"
+            )  # fmt: skip
+            allowed = ", ".join(known) or "none"
+            problems.append(f'{place}: "{name}" {why}{did_you_mean(name, known)}; allowed here: {allowed}')
+    return problems
