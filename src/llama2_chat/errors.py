@@ -7,8 +7,16 @@ An error message says where, what, what is allowed and what to do. A user's mist
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+_DISK_FULL_SIGNS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "PytorchStreamWriter failed writing",
+)
 
 
 class Llama2ChatError(Exception):
@@ -66,3 +74,18 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """` (did you mean "x"?)` for the closest allowed word, or an empty string."""
     matches = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f' (did you mean "{matches[0]}"?)' if matches else ""
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether a full disk (or a quota, or a limit of file sizes) is at the root of an error.
+
+    Libraries that write through native code report it as text only.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(sign in str(seen) for sign in _DISK_FULL_SIGNS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -92,8 +92,13 @@ class StageDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """What an interrupted stage continues from; removed when the stage is done."""
+        """What an interrupted stage continues from: the last two, without optimiser state once it is done."""
         return self.path / "checkpoints"
+
+    @property
+    def started_file(self) -> Path:
+        """Written by the pipeline first: the fingerprint that everything else here belongs to."""
+        return self.path / "started.json"
 
     @property
     def done_file(self) -> Path:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import errno
+import signal
 import sys
 import traceback
 
@@ -13,7 +13,7 @@ import typer
 
 from llama2_chat import interruption
 from llama2_chat.cli import data, evaluate, recipes, run, score, stages
-from llama2_chat.errors import Llama2ChatError
+from llama2_chat.errors import Llama2ChatError, disk_full
 
 app = typer.Typer(
     name="llama2-chat",
@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command line; returns its exit code."""
-    interruption.install_handlers()
+    # Allowed anywhere in the line, since one adds it to a command that has just failed.
+    debug = "--debug" in arguments
+    arguments = [*(["--debug"] if debug else []), *(word for word in arguments if word != "--debug")]
     try:
         app(args=arguments, prog_name="llama2-chat", standalone_mode=True)
     except SystemExit as end:
@@ -60,11 +62,11 @@ def run_command(arguments: list[str]) -> int:
         print(f"{stop}; what is done is kept, the same command continues", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
     except Llama2ChatError as error:
         return _report(str(error), error.exit_code)
     except Exception as error:
-        if _disk_full(error):
+        if disk_full(error):
             return _report("no space left on the disk; free some and run the same command to continue", 1)
         if _debug:
             raise
@@ -80,18 +82,6 @@ def _report(message: str, code: int) -> int:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
     return code
-
-
-def _disk_full(error: BaseException) -> bool:
-    """Whether a full disk (or quota, or file size limit) is at the root of an error."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        if "No space left on device" in str(seen) or "File too large" in str(seen):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a recipe, or continue it: what is done and unchanged is not run again."""
+    from llama2_chat import interruption
     from llama2_chat.errors import UserInputError
     from llama2_chat.pipeline.run import Selection, run_recipe
 
@@ -41,6 +42,7 @@ def run(
     if dry_run:
         _plan(recipe, overrides or [], output_dir, selection, write_configs)
         return
+    interruption.install_handlers()
     for folder in run_recipe(recipe, overrides or [], output_dir, selection):
         typer.echo(f"{folder}: done; see {folder / 'summary.json'}")
 
@@ -51,7 +53,7 @@ def _plan(
     from rich.console import Console
     from rich.table import Table
 
-    from llama2_chat.pipeline.plan import plan_rows, write_configs
+    from llama2_chat.pipeline.plan import make_plan, write_configs
     from llama2_chat.pipeline.recipe import load_recipe
     from llama2_chat.pipeline.run import Selection
     from llama2_chat.pipeline.run_directory import ensure_writable
@@ -60,13 +62,17 @@ def _plan(
     recipe = load_recipe(recipe_name, overrides)
     selection.check(recipe)
     root = output_dir or Path("runs") / recipe.head.name
-    rows = plan_rows(recipe, root, selection)
-    table = Table(*rows[0], title=f"{recipe.head.name} into {root}", title_justify="left")
-    for row in rows:
+    plan = make_plan(recipe, root, selection)
+    table = Table(*plan.rows[0], title=f"{recipe.head.name} into {root}", title_justify="left")
+    for row in plan.rows:
         table.add_row(*row.values())
     # Where there is no terminal the table gets the room that it needs.
     console = Console(markup=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table)
+    if plan.flops is not None:
+        console.print(
+            f"times are lower bounds, at the {plan.flops / 1e9:,.0f} GFLOP/s that a matrix product reaches here"
+        )
     count = 1
     for values in recipe.head.sweep.values():
         count *= len(values)

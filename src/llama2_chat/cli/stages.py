@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama2_chat.stage import StageDirectory
+if TYPE_CHECKING:
+    from llama2_chat.stage import StageDirectory
 
 _Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The stage's mapping plus the recipe-level keys")
@@ -35,20 +36,22 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -> None:
     """Run a stage, or continue it if it was interrupted with the same configuration and inputs."""
+    from llama2_chat import interruption
     from llama2_chat.files import read_json, remove, write_json
     from llama2_chat.pipeline.fingerprints import fingerprint_of_files
     from llama2_chat.pipeline.run import run_stage_file
     from llama2_chat.pipeline.run_directory import ensure_writable, locked
-    from llama2_chat.pipeline.stage_config import load_stage_config
-    from llama2_chat.stage import EventLog
+    from llama2_chat.pipeline.stage_config import load_stage_config, write_resolved_config
+    from llama2_chat.stage import EventLog, StageDirectory
 
     config, settings = load_stage_config(config_file, kind, overrides)
     ensure_writable(output_dir)
+    interruption.install_handlers()
     directory = StageDirectory(output_dir.resolve(), EventLog(output_dir.resolve() / "events.jsonl"))
     with locked(directory.path, output_dir):
         fingerprint = fingerprint_of_files(config, settings)
-        started = directory.path / "started.json"
-        _refuse_what_is_not_ours(directory, started, output_dir)
+        started = directory.started_file
+        _refuse_what_is_not_ours(directory, output_dir)
         if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
             for leftover in _left_by_another(directory):
                 remove(leftover)
@@ -56,16 +59,19 @@ def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -
         if directory.done_file.exists():
             typer.echo(f"{output_dir}: done already, with the same configuration and inputs")
             return
+        if config_file.resolve() != directory.config_file:
+            write_resolved_config(directory.config_file, config, settings)
+            config_file, overrides = directory.config_file, []
         run_stage_file(config_file, kind, directory, fingerprint, overrides)
     typer.echo(f"{output_dir}: done; the model is in {directory.model}")
 
 
-def _refuse_what_is_not_ours(directory: StageDirectory, started: Path, shown: Path) -> None:
+def _refuse_what_is_not_ours(directory: StageDirectory, shown: Path) -> None:
     """Files that no stage began are the user's own and are not to be replaced."""
     from llama2_chat.errors import OutputFolderError
 
-    found = [] if started.exists() else [path for path in _left_by_another(directory) if path.exists()]
-    if found:
+    found = [path for path in _left_by_another(directory) if path.exists()]
+    if found and not directory.started_file.exists():
         raise OutputFolderError(
             f"{shown}: holds {found[0].name}, which no stage made; choose another --output-dir"
         )

@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from llama2_chat.errors import UserInputError
 from llama2_chat.files import read_json, sha256_of, write_json
-from llama2_chat.jsonl import write_rows
+from llama2_chat.jsonl import count_rows, write_rows
 from llama2_chat.pipeline.data_entries import DataEntry, FileData, GeneratedData, ImportedData
 from llama2_chat.pipeline.recipe import Recipe
 from llama2_chat.stage import EventLog
 
 
 def prepare_data(recipe: Recipe, name: str, run: Path, events: EventLog) -> Path:
-    """The JSONL file of a data entry; made if it is not there yet or its entry has changed."""
+    """The JSONL file of a data entry; made if it is not there yet or its entry has changed.
+
+    `RUN/data/NAME.json` records what it was made from, its hash and its rows.
+
+    Raises:
+        UserInputError: an import leaves no row.
+    """
     entry = recipe.data[name]
-    if (there := prepared(recipe, name, run)) is not None or isinstance(entry, FileData):
-        assert there is not None
+    record_file = run / "data" / f"{name}.json"
+    if (there := prepared(recipe, name, run)) is not None:
+        if isinstance(entry, FileData) and _digest(record_file) != (digest := sha256_of(there)):
+            write_json(
+                record_file,
+                {"made_from": entry.model_dump(mode="json"), "rows": count_rows(there), "sha256": digest},
+            )
         return there
-    file, record_file = run / "data" / f"{name}.jsonl", run / "data" / f"{name}.json"
+    file = run / "data" / f"{name}.jsonl"
     made_from = _made_from(recipe, name, entry)
-    record: dict[str, Any] = {"made_from": made_from}
+    report: dict[str, Any] = {}
     if isinstance(entry, GeneratedData):
-        write_rows(file, _generated(entry, made_from["seed"]))
+        rows = write_rows(file, _generated(entry, made_from["seed"], report))
     else:
-        write_rows(file, _imported(entry, recipe.folder / entry.path, record))
-    record["sha256"] = sha256_of(file)
+        assert isinstance(entry, ImportedData)  # a file is always there
+        rows = write_rows(file, _imported(entry, recipe.folder / entry.path, report))
+    if rows == 0 and isinstance(entry, ImportedData):
+        usable = f"{report.get('imported', 0)} of {report.get('read', 0)} rows read are usable"
+        raise UserInputError(f"data.{name}: no row is left of {recipe.folder / entry.path}; {usable}")
+    record = {"made_from": made_from, "rows": rows, "report": report, "sha256": sha256_of(file)}
     write_json(record_file, record)
-    events.write("data_prepared", data=name, **{k: v for k, v in record.items() if k != "made_from"})
+    events.write("data_prepared", data=name, rows=rows, sha256=record["sha256"], report=report)
     return file
 
 
 def prepared(recipe: Recipe, name: str, run: Path) -> Path | None:
-    """The JSONL file of a data entry if nothing has to be done for it, else None."""
+    """The JSONL file of a data entry if nothing has to be made for it, else None."""
     entry = recipe.data[name]
     if isinstance(entry, FileData):
         return (recipe.folder / entry.path).resolve()
@@ -43,6 +61,10 @@ def prepared(recipe: Recipe, name: str, run: Path) -> Path | None:
     if not (file.exists() and record_file.exists()):
         return None
     return file if read_json(record_file)["made_from"] == _made_from(recipe, name, entry) else None
+
+
+def _digest(record_file: Path) -> str | None:
+    return read_json(record_file).get("sha256") if record_file.exists() else None
 
 
 def data_seed(seed: int, name: str) -> int:
@@ -59,21 +81,25 @@ def _made_from(recipe: Recipe, name: str, entry: DataEntry) -> dict[str, Any]:
     return made_from
 
 
-def _generated(entry: GeneratedData, seed: int) -> Iterator[dict[str, Any]]:
-    from llama2_chat.testbed.generators import GENERATORS
+def _generated(entry: GeneratedData, seed: int, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    from llama2_chat.testbed.generators import GENERATORS, AnnotationCounts
 
-    rows: Iterator[dict[str, Any]] = GENERATORS[entry.testbed](
-        rows=entry.rows, seed=seed, split=entry.split, **entry.options
-    )
-    return rows
+    generator = GENERATORS[entry.testbed]
+    options = dict(entry.options)
+    counted = "counts" in inspect.signature(generator).parameters
+    if counted:
+        options["counts"] = AnnotationCounts()
+    yield from generator(rows=entry.rows, seed=seed, split=entry.split, **options)
+    if counted:
+        report |= asdict(options["counts"])
 
 
-def _imported(entry: ImportedData, source: Path, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _imported(entry: ImportedData, source: Path, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from llama2_chat.data_import import ImportReport, import_hh_rlhf
 
-    report = ImportReport()
-    rows = import_hh_rlhf(source, kind=entry.kind, domain=entry.domain, report=report)
+    counts = ImportReport()
+    rows = import_hh_rlhf(source, kind=entry.kind, domain=entry.domain, report=counts)
     end = None if entry.limit is None else entry.offset + entry.limit
     for row in islice(rows, entry.offset, end):
         yield row.to_row()
-    record["report"] = report.to_row()
+    report |= counts.to_row()

@@ -10,7 +10,6 @@ from pydantic import ConfigDict, Field, create_model, field_validator
 from llama2_chat.dialogue import Domain
 from llama2_chat.errors import did_you_mean
 from llama2_chat.settings import StrictModel
-from llama2_chat.testbed.generators import GENERATORS
 
 
 class FileData(StrictModel):
@@ -43,6 +42,8 @@ class GeneratedData(StrictModel):
     @field_validator("testbed")
     @classmethod
     def _generator_known(cls, name: str) -> str:
+        from llama2_chat.testbed.generators import GENERATORS
+
         if name not in GENERATORS:
             raise ValueError(
                 f'generator "{name}" unknown{did_you_mean(name, GENERATORS)}; one of {", ".join(GENERATORS)}'
@@ -63,6 +64,8 @@ def options_class(generator: str) -> type[StrictModel]:
 
     `counts` is left out: through it the generator tells how many rows it drew and dropped.
     """
+    from llama2_chat.testbed.generators import GENERATORS
+
     function = GENERATORS[generator]
     # The generators name these types for type checkers only, to stay free of other imports.
     types = get_type_hints(function, localns={"Domain": Domain})

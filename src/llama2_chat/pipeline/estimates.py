@@ -1,15 +1,17 @@
 """Rough needs of a stage before it runs: memory, disk, time.
 
-Training: 16 bytes a parameter (float32 weights, gradients and two AdamW moments) and 6·N FLOPs a token;
-sampling and scoring: 4 bytes a parameter and 2·N FLOPs a token. Time divides by what this machine's
-matrix product reaches now; small models stay below that, so the figure is a lower bound.
+Training: 16 bytes a parameter (float32 weights, gradients and two AdamW moments; activations come on top)
+and 6·N FLOPs a token; sampling and scoring: 4 bytes a parameter and 2·N FLOPs a token. Time divides by what
+this machine's matrix product reaches now, which no training does, so memory and time are lower bounds.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -46,17 +48,39 @@ def data_tokens(file: Path) -> float:
     return file.stat().st_size * packed * _TOKENS_PER_BYTE
 
 
-def matmul_flops() -> float:
-    """FLOP/s of this machine: the best of five float32 products of 1024 x 1024 matrices."""
-    import torch
+def matmul_flops(device: str) -> float:
+    """FLOP/s of this machine: the best of five float32 products of 1024 x 1024 matrices (4096 on a GPU).
 
-    a, b = torch.rand(1024, 1024), torch.rand(1024, 1024)
+    Args:
+        device: As in a recipe; `auto` is the GPU where NVIDIA's driver is installed.
+    """
+    if device.startswith("cuda") or (device == "auto" and shutil.which("nvidia-smi")):
+        return _best_rate(*_torch_product(4096))
+    return _best_rate(*_numpy_product(1024))
+
+
+def _best_rate(product: Callable[[], object], operations: float) -> float:
     best = 0.0
     for _ in range(5):
         started = time.perf_counter()
-        torch.mm(a, b)
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - started))
+        product()
+        best = max(best, operations / (time.perf_counter() - started))
     return best
+
+
+def _numpy_product(size: int) -> tuple[Callable[[], object], float]:
+    # torch would be imported for seconds, to multiply for milliseconds.
+    import numpy
+
+    a = numpy.random.default_rng(0).random((size, size), dtype=numpy.float32)
+    return (lambda: a @ a), 2.0 * size**3
+
+
+def _torch_product(size: int) -> tuple[Callable[[], object], float]:
+    import torch
+
+    a = torch.rand(size, size, device="cuda" if torch.cuda.is_available() else "cpu")
+    return (lambda: (a @ a)[0, 0].item()), 2.0 * size**3
 
 
 def estimate_stage(config: Any, parameters: int | None, tokens: float | None, flops: float) -> Estimate:
@@ -74,7 +98,10 @@ def estimate_stage(config: Any, parameters: int | None, tokens: float | None, fl
     disk = _WEIGHT_BYTES * parameters + checkpoints
     if tokens is None:
         return Estimate(_TRAINING_BYTES * parameters, disk, None)
-    operations = 6.0 * parameters * tokens * config.training.epochs
+    trained = tokens * config.training.epochs
+    if (steps := getattr(config.training, "max_steps", None)) is not None:
+        trained = min(trained, steps * config.training.batch_size * config.training.sequence_length)
+    operations = 6.0 * parameters * trained
     if config.kind == "rejection_sampling":
         # Two or three models pass over K answers of each prompt.
         operations += 2.0 * 3 * parameters * tokens * config.samples_per_prompt

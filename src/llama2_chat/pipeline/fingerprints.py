@@ -11,6 +11,7 @@ from llama2_chat.files import read_json, sha256_of
 from llama2_chat.pipeline.references import Referring, references, resolve
 from llama2_chat.pipeline.run_directory import FORMAT_VERSION
 from llama2_chat.settings import RunSettings, StrictModel
+from llama2_chat.stage import STAGE_KINDS
 
 _HASHED_WHOLE = 64 * 2**20
 
@@ -18,8 +19,10 @@ _HASHED_WHOLE = 64 * 2**20
 def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str, str]) -> str:
     """Hash of a configuration whose references stand for `inputs` (`model:NAME`, `data:NAME` → hash).
 
-    The device is left out: where a stage runs is no part of what it is.
+    The device is left out: where a stage runs is no part of what it is. So is the base model of a stage
+    that makes one.
     """
+    kind = STAGE_KINDS.get(getattr(config, "kind", ""))
 
     def input_of(referring: Referring, name: str) -> str:
         return inputs[f"{'data' if referring.kind == 'data' else 'model'}:{name}"]
@@ -29,7 +32,7 @@ def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str,
             "format": FORMAT_VERSION,
             "config": resolve(config, input_of).model_dump(mode="json"),
             "settings": settings.model_dump(mode="json", exclude={"device", "base_model"}),
-            "base": inputs["model:base"],
+            "base": None if kind is not None and kind.makes_base else inputs["model:base"],
         }
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from llama2_chat.files import read_json, sha256_of
 from llama2_chat.pipeline.data import prepare_data, prepared
 from llama2_chat.pipeline.data_entries import GeneratedData
 from llama2_chat.pipeline.estimates import (
+    Estimate,
     data_tokens,
     estimate_stage,
     format_bytes,
@@ -19,46 +21,68 @@ from llama2_chat.pipeline.fingerprints import fingerprint_of
 from llama2_chat.pipeline.recipe import Recipe
 from llama2_chat.pipeline.references import references
 from llama2_chat.pipeline.run import Selection, base_inputs
-from llama2_chat.pipeline.run_directory import RunDirectory
+from llama2_chat.pipeline.run_directory import RunDirectory, check_belongs
 from llama2_chat.pipeline.stage_config import write_stage_config
 from llama2_chat.progress import format_duration
+from llama2_chat.settings import StrictModel
 from llama2_chat.stage import STAGE_KINDS, EventLog, StageDirectory
 
 _TOKENS_PER_GENERATED_ROW = 40
 
 
-def plan_rows(recipe: Recipe, root: Path, selection: Selection) -> list[dict[str, str]]:
-    """One row a stage: name, kind, inputs, output, state, memory, disk, time."""
+@dataclass(frozen=True)
+class Plan:
+    """One row a stage (stage, kind, inputs, output, state, memory, disk, time), and what times rest on."""
+
+    rows: list[dict[str, str]]
+    flops: float | None
+    """FLOP/s of the machine; None where nothing can be estimated."""
+
+
+def make_plan(recipe: Recipe, root: Path, selection: Selection) -> Plan:
+    """What a run into `root` would do.
+
+    Raises:
+        UserInputError: the folder holds something else.
+    """
     run = RunDirectory(root, list(recipe.stages))
-    inputs = base_inputs(recipe)
+    check_belongs(run, recipe, root)
+    inputs = base_inputs(recipe, run)
     base = Path(inputs.paths["model:base"])
     parameters = parameter_count(base) if base.is_dir() else None
-    flops = 1.0 if parameters is None else matmul_flops()  # without parameters there is no estimate
+    flops = None if parameters is None else matmul_flops(recipe.head.device)
     inputs.hashes |= {f"data:{name}": _data_hash(recipe, name, run) for name in recipe.data}
     selected = selection.names(recipe)
     rows = []
     for name, config in recipe.stages.items():
-        kind: str = config.kind  # type: ignore[attr-defined]
         directory = run.stage(name)
         fingerprint = fingerprint_of(config, recipe.settings, inputs.hashes)
-        inputs.hashes[f"model:{name}"] = fingerprint
-        need = estimate_stage(config, parameters, _tokens(recipe, config), flops)
-        output = f"stages/{directory.path.name}/model"
-        if STAGE_KINDS[kind].makes_dataset:
-            output += ", dataset.jsonl"
-        rows.append(
-            {
-                "stage": name,
-                "kind": kind,
-                "inputs": ", ".join(dict.fromkeys(n for r in references(config) for n in r.names)),
-                "output": output,
-                "state": _state(directory, fingerprint, name in selected, name in selection.force),
-                "memory": format_bytes(need.memory),
-                "disk": format_bytes(need.disk),
-                "time": "unknown" if need.seconds is None else f"≥ {format_duration(need.seconds)}",
-            }
-        )
-    return rows
+        state = _state(directory, fingerprint, name in selected, name in selection.force)
+        if name not in selected and directory.done_file.exists():
+            fingerprint = read_json(directory.done_file)["fingerprint"]  # the run would take it as it is
+        inputs.add_stage(recipe, name, directory, fingerprint)
+        need = estimate_stage(config, parameters, _tokens(recipe, config), flops or 1.0)
+        rows.append(_row(name, config, directory, state, need))
+    return Plan(rows, flops)
+
+
+def _row(
+    name: str, config: StrictModel, directory: StageDirectory, state: str, need: Estimate
+) -> dict[str, str]:
+    kind: str = config.kind  # type: ignore[attr-defined]
+    output = f"stages/{directory.path.name}/model"
+    if STAGE_KINDS[kind].makes_dataset:
+        output += ", dataset.jsonl"
+    return {
+        "stage": name,
+        "kind": kind,
+        "inputs": ", ".join(dict.fromkeys(n for r in references(config) for n in r.names)),
+        "output": output,
+        "state": state,
+        "memory": "unknown" if need.memory is None else f"≥ {format_bytes(need.memory)}",
+        "disk": format_bytes(need.disk),
+        "time": "unknown" if need.seconds is None else f"≥ {format_duration(need.seconds)}",
+    }
 
 
 def write_configs(recipe: Recipe, root: Path, folder: Path) -> list[Path]:
@@ -69,7 +93,7 @@ def write_configs(recipe: Recipe, root: Path, folder: Path) -> list[Path]:
     already, else in `folder`/data.
     """
     run = RunDirectory(root, list(recipe.stages))
-    paths = dict(base_inputs(recipe).paths)
+    paths = dict(base_inputs(recipe, run).paths)
     paths |= {f"model:{name}": str(run.stage(name).model) for name in recipe.stages}
     target, events = folder.resolve(), EventLog(folder.resolve() / "data" / "events.jsonl")
     for name in {
@@ -92,7 +116,7 @@ def _data_hash(recipe: Recipe, name: str, run: RunDirectory) -> str:
 
 
 def _state(directory: StageDirectory, fingerprint: str, selected: bool, forced: bool) -> str:
-    started = directory.path / "started.json"
+    started = directory.started_file
     record = read_json(directory.done_file) if directory.done_file.exists() else None
     same = record is not None and record["fingerprint"] == fingerprint
     if not selected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,10 +60,16 @@ class Selection:
 
 @dataclass
 class Inputs:
-    """Paths and hashes of what stages may refer to, filled as the run goes on."""
+    """Paths and hashes of what stages may refer to (`model:NAME`, `data:NAME`), filled as the run goes on."""
 
     paths: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
+
+    def add_stage(self, recipe: Recipe, name: str, directory: StageDirectory, fingerprint: str) -> None:
+        """The model of a stage can be used from now on; it may be the run's base."""
+        for known_as in [name, *(["base"] if name == recipe.base_stage else [])]:
+            self.paths[f"model:{known_as}"] = str(directory.model)
+            self.hashes[f"model:{known_as}"] = fingerprint
 
 
 def run_recipe(
@@ -79,35 +86,31 @@ def run_recipe(
 
 
 def _run_one(recipe: Recipe, path: Path, selection: Selection) -> None:
+    names = list(recipe.stages)
+    selected = selection.names(recipe)
     with opened(path, recipe) as run:
         run.events.write("run_started", recipe=recipe.head.name)
-        inputs = base_inputs(recipe)
-        for name in recipe.stages:
-            if name in selection.names(recipe):
-                _run_stage(recipe, name, run, inputs, force=name in selection.force)
+        moved = run.renumber()
+        inputs = base_inputs(recipe, run)
+        for number, name in enumerate(names, start=1):
+            shown = f"[{number}/{len(names)}] {name} ({_kind(recipe, name)})"
+            if name in selected:
+                _run_stage(recipe, name, run, inputs, shown, force=name in selection.force, moved=moved)
             else:
-                _use_stage(
-                    recipe,
-                    name,
-                    run,
-                    inputs,
-                    needed=selection.last is None or name not in _after(recipe, selection),
-                )
+                _use_stage(recipe, name, run, inputs, needed=number <= names.index(selected[0]))
             write_summary(recipe, run, None)
         evaluation = None
-        if recipe.evaluation is not None and selection.names(recipe)[-1:] == list(recipe.stages)[-1:]:
+        if recipe.evaluation is not None and selected[-1] == names[-1]:
             evaluation = _evaluate(recipe, run, inputs)
         write_summary(recipe, run, evaluation)
         run.events.write("run_finished")
 
 
-def _after(recipe: Recipe, selection: Selection) -> list[str]:
-    names = list(recipe.stages)
-    return names[names.index(selection.last) + 1 :] if selection.last else []
-
-
-def base_inputs(recipe: Recipe) -> Inputs:
-    """The base model is there from the start."""
+def base_inputs(recipe: Recipe, run: RunDirectory) -> Inputs:
+    """The base model is there from the start, or will be where a stage of the run puts it."""
+    if recipe.base_stage is not None:
+        model = run.stage(recipe.base_stage).model
+        return Inputs({"model:base": str(model)}, {"model:base": f"made by {recipe.base_stage}"})
     local = recipe.folder / recipe.head.base_model.path
     path = str(local.resolve()) if local.is_dir() else recipe.head.base_model.path
     return Inputs({"model:base": path}, {"model:base": fingerprint_of_model(path)})
@@ -125,26 +128,40 @@ def _prepare(recipe: Recipe, name: str, run: RunDirectory, inputs: Inputs) -> No
                 inputs.hashes[f"data:{data}"] = sha256_of(file)
 
 
-def _run_stage(recipe: Recipe, name: str, run: RunDirectory, inputs: Inputs, *, force: bool) -> None:
+def _run_stage(
+    recipe: Recipe, name: str, run: RunDirectory, inputs: Inputs, shown: str, *, force: bool, moved: bool
+) -> None:
     interruption.raise_if_requested()
     directory = run.stage(name)
     _prepare(recipe, name, run, inputs)
     fingerprint = fingerprint_of(recipe.stages[name], recipe.settings, inputs.hashes)
     if force or not _continues(directory, fingerprint):
-        remove(directory.path)
-    if not directory.done_file.exists():
-        write_json(directory.path / "started.json", {"fingerprint": fingerprint})
+        # What tells that the stage is done goes first: a kill may leave any part of the rest.
+        for path in (directory.done_file, directory.started_file, directory.path):
+            remove(path)
+    done = directory.done_file.exists()
+    begun = directory.checkpoints.exists() or directory.samples.exists()
+    _say(f"{shown}: {'done already' if done else 'continues' if begun else 'starts'}")
+    if not done:
+        write_json(directory.started_file, {"fingerprint": fingerprint})
+    if not done or moved:
         write_stage_config(
             directory.config_file, recipe.stages[name], recipe.settings, inside=run.path, paths=inputs.paths
         )
-        run_stage_file(directory.config_file, recipe.stages[name].kind, directory, fingerprint)  # type: ignore[attr-defined]
-    inputs.paths[f"model:{name}"] = str(directory.model)
-    inputs.hashes[f"model:{name}"] = fingerprint
+    if not done:
+        run_stage_file(directory.config_file, _kind(recipe, name), directory, fingerprint)
+        _say(f"{shown}: done")
+    inputs.add_stage(recipe, name, directory, fingerprint)
+
+
+def _say(line: str) -> None:
+    """For whoever watches; standard output is left to results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _continues(directory: StageDirectory, fingerprint: str) -> bool:
     """Whether what lies in the folder was begun with the same configuration and inputs."""
-    started = directory.path / "started.json"
+    started = directory.started_file
     return started.exists() and read_json(started)["fingerprint"] == fingerprint
 
 
@@ -152,8 +169,7 @@ def _use_stage(recipe: Recipe, name: str, run: RunDirectory, inputs: Inputs, *, 
     """Take a stage that is not to be run as it is."""
     directory = run.stage(name)
     if directory.done_file.exists():
-        inputs.paths[f"model:{name}"] = str(directory.model)
-        inputs.hashes[f"model:{name}"] = read_json(directory.done_file)["fingerprint"]
+        inputs.add_stage(recipe, name, directory, read_json(directory.done_file)["fingerprint"])
     elif needed:
         raise UserInputError(f"--from: stage {name} comes before and is not done in {run.path}; run it first")
 
@@ -180,10 +196,8 @@ def _evaluate(recipe: Recipe, run: RunDirectory, inputs: Inputs) -> dict[str, An
 
     assert recipe.evaluation is not None
     _prepare(recipe, "evaluation", run, inputs)
-    policies = [
-        "base",
-        *(name for name in recipe.stages if STAGE_KINDS[_kind(recipe, name)].produces == "policy"),
-    ]
+    made = [name for name in recipe.stages if STAGE_KINDS[_kind(recipe, name)].produces == "policy"]
+    policies = ["base", *(name for name in made if name != recipe.base_stage)]
     sft = next((name for name in policies if name != "base" and _kind(recipe, name) == "sft"), None)
     resolved = resolve(
         recipe.evaluation,

@@ -46,6 +46,18 @@ def write_stage_config(
     write_text(file, dump(mapping))
 
 
+def write_resolved_config(file: Path, config: StrictModel, settings: RunSettings) -> None:
+    """Write the standalone configuration of a stage whose references are paths, which become relative to it."""
+
+    def relative(path: str) -> str:
+        return os.path.relpath(path, file.parent) if Path(path).is_absolute() else path
+
+    resolved = resolve(config, lambda _, path: relative(path))
+    mapping = settings.model_dump(mode="json") | resolved.model_dump(mode="json")
+    mapping["base_model"]["path"] = relative(settings.base_model.path)
+    write_text(file, dump(mapping))
+
+
 def load_stage_config(
     file: Path, kind: str, overrides: Sequence[str] = ()
 ) -> tuple[StrictModel, RunSettings]:
