@@ -59,3 +59,13 @@ class PretrainConfig(StrictModel):
         32000, ge=300, description="Of the BPE tokenizer, bytes and <s> </s> included"
     )
     training: PretrainTraining = PretrainTraining()
+
+    @model_validator(mode="after")
+    def _rows_fit_the_context(self) -> PretrainConfig:
+        length, context = self.training.sequence_length, self.architecture.context_length
+        if length > context:
+            raise ValueError(
+                f"training.sequence_length {length} exceeds architecture.context_length {context}; "
+                "positions beyond it would be trained that the model does not claim to have"
+            )
+        return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,16 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama2_chat.errors import DataFormatError, UserInputError
+from llama2_chat.errors import DataFormatError
 from llama2_chat.jsonl import write_rows
 from llama2_chat.pretrain.config import Architecture, PretrainConfig, PretrainTraining
 from llama2_chat.pretrain.model import feed_forward_size, new_model
 from llama2_chat.pretrain.tokenizer import train_tokenizer
-from llama2_chat.pretrain.train import read_texts, run_stage, training_sequences
+from llama2_chat.pretrain.train import read_texts, run_stage, to_sequences
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.stage import EventLog, StageDirectory
 from llama2_chat.testbed.generators import GENERATORS
+from llama2_chat.tokenizers import HuggingFaceTokenizer
 
 torch.set_num_threads(1)
 SMALL = Architecture(hidden_size=32, layers=2, attention_heads=4, key_value_heads=2, context_length=64)
@@ -66,12 +66,12 @@ def test_impossible_architectures_are_refused(sizes: dict[str, int], message: st
 
 def test_long_documents_are_cut_and_nothing_is_lost() -> None:
     texts = [row["text"] for row in GENERATORS["pretraining_text"](rows=1500, seed=0)]
-    tokenizer = train_tokenizer(texts, 600)
+    tokenizer = HuggingFaceTokenizer(train_tokenizer(texts, 600))
     text = " ".join(texts[:3])
-    pieces = list(training_sequences(text, tokenizer, 16))
+    pieces = list(to_sequences([text], tokenizer, 16))
     assert all(len(piece.input_ids) == 16 for piece in pieces[:-1])
     ids = [token for piece in pieces for token in piece.input_ids]
-    assert ids == [1, *tokenizer.encode(text, add_special_tokens=False), 2]
+    assert ids == [1, *tokenizer.encode(text), 2]
     assert all(all(piece.loss_mask) for piece in pieces)
 
 
@@ -90,18 +90,12 @@ def test_the_stage_makes_a_model_that_loads_alone(tmp_path: Path) -> None:
     write_rows(text, GENERATORS["pretraining_text"](rows=1500, seed=0))
     metrics, directory = run(tmp_path / "one", text)
     assert metrics["documents"] == 1500
-    assert metrics["vocabulary_size"] == 600
     assert metrics["loss_last"] < 0.75 * metrics["loss_first"]
     model = AutoModelForCausalLM.from_pretrained(directory.model)
-    tokenizer = AutoTokenizer.from_pretrained(directory.model)
+    assert len(AutoTokenizer.from_pretrained(directory.model)) == model.config.vocab_size == 600
     assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
     assert (model.config.num_key_value_heads, model.config.num_attention_heads) == (2, 4)
     assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 2, None)
-    assert tokenizer.chat_template is None
-    log = [json.loads(line) for line in (directory.model / "training_log.jsonl").read_text().splitlines()]
-    assert log[-1]["step"] == metrics["steps"]
-    assert 10 < len(log) <= 401
-    assert log[-1]["loss"] < log[0]["loss"]
     assert (directory.model / "README.md").exists()
 
     again, other = run(tmp_path / "two", text)
@@ -112,22 +106,16 @@ def test_the_stage_makes_a_model_that_loads_alone(tmp_path: Path) -> None:
     assert other.metrics_file.read_bytes() == directory.metrics_file.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"txt": "a"}, r':2: "text" must be a text that is not empty; no such key'),
-        ({"text": " "}, r':2: "text" must be a text that is not empty; found " "'),
-        ({"text": 3}, ":2: .*found 3"),
-    ],
-)
-def test_rows_without_text_are_refused(tmp_path: Path, row: dict[str, object], message: str) -> None:
-    write_rows(tmp_path / "text.jsonl", [{"text": "good"}, row])
-    with pytest.raises(DataFormatError, match=message):
-        list(read_texts(tmp_path / "text.jsonl"))
+@pytest.mark.parametrize("row", [{"txt": "a"}, {"text": 3}, {"text": None}, {"text": ["a"]}])
+def test_rows_without_text_are_refused(tmp_path: Path, row: dict[str, object]) -> None:
+    file = tmp_path / "text.jsonl"
+    write_rows(file, [{"text": "good"}, row])
+    with pytest.raises(DataFormatError, match=r'text\.jsonl:2: "text" must be a text; found'):
+        list(read_texts(file))
 
 
-def test_sequences_longer_than_the_context_are_refused(tmp_path: Path) -> None:
+def test_rows_longer_than_the_context_are_refused() -> None:
     with pytest.raises(
-        UserInputError, match=r"training\.sequence_length: 64 exceeds architecture\.context_length"
+        ValidationError, match=r"sequence_length 4096 exceeds architecture\.context_length 64"
     ):
-        run(tmp_path, tmp_path / "none.jsonl", architecture=SMALL.model_copy(update={"context_length": 32}))
+        PretrainConfig(text="text.jsonl", architecture=SMALL)
