@@ -16,6 +16,7 @@ _DISK_FULL_SIGNS = (
     "Disk quota exceeded",
     "File too large",
     "PytorchStreamWriter failed writing",
+    "unexpected pos ",  # torch.save, when a write ends early
 )
 
 
@@ -89,3 +90,10 @@ def disk_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the machine's or a GPU's (told by name and text: torch is not imported here)."""
+    return isinstance(error, MemoryError) or (
+        type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    )

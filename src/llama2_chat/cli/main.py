@@ -13,7 +13,7 @@ import typer
 
 from llama2_chat import interruption
 from llama2_chat.cli import data, evaluate, recipes, run, score, stages
-from llama2_chat.errors import Llama2ChatError, disk_full
+from llama2_chat.errors import Llama2ChatError, disk_full, out_of_memory
 
 app = typer.Typer(
     name="llama2-chat",
@@ -33,15 +33,22 @@ app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(data.app, name="data")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"llama2-chat {version('llama2-chat')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error"),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and stop", is_eager=True, callback=_print_version
+    ),
 ) -> None:
-    global _debug
-    _debug = debug
-
-
-_debug = False
+    """Options of every command; `run_command` reads `--debug` itself, wherever it stands."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,9 +60,8 @@ def run_command(arguments: list[str]) -> int:
     """Run one command line; returns its exit code."""
     # Allowed anywhere in the line, since one adds it to a command that has just failed.
     debug = "--debug" in arguments
-    arguments = [*(["--debug"] if debug else []), *(word for word in arguments if word != "--debug")]
     try:
-        app(args=arguments, prog_name="llama2-chat", standalone_mode=True)
+        app(args=[word for word in arguments if word != "--debug"], prog_name="llama2-chat")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except interruption.Interrupted as stop:
@@ -63,25 +69,26 @@ def run_command(arguments: list[str]) -> int:
         return stop.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except Llama2ChatError as error:
-        return _report(str(error), error.exit_code)
     except Exception as error:
-        if disk_full(error):
-            return _report("no space left on the disk; free some and run the same command to continue", 1)
-        if _debug:
-            raise
-        name = type(error).__name__
-        return _report(
-            f"unexpected {name}: {error}\nrun again with `llama2-chat --debug …` for the traceback", 1
-        )
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return error.exit_code if isinstance(error, Llama2ChatError) else 1
     return 0
 
 
-def _report(message: str, code: int) -> int:
-    if _debug:
-        traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
-    return code
+def _message(error: Exception) -> str:
+    if isinstance(error, Llama2ChatError):
+        return str(error)
+    if disk_full(error):
+        return "no space left on the disk; free some and run the same command to continue"
+    if out_of_memory(error):
+        return (
+            "out of memory; make training.micro_batch_size, training.sequence_length or sampling.token_budget "
+            "smaller, or run where there is more"
+        )
+    name = type(error).__name__
+    return f"unexpected {name}: {error}\nrun again with `llama2-chat --debug …` for the traceback"
 
 
 if __name__ == "__main__":
