@@ -52,7 +52,19 @@ class FakeRewardConfig(StrictModel):
     training: FakeTraining = FakeTraining()
 
 
+class FakeBaseConfig(StrictModel):
+    """A base model made of data alone."""
+
+    kind: Literal["fake_base"] = "fake_base"
+    text: DataReference
+    training: FakeTraining = FakeTraining()
+
+
+Config = FakePolicyConfig | FakeRewardConfig | FakeBaseConfig
 KINDS = {
+    "fake_base": StageKind(
+        "fake_base", "fake_stages:FakeBaseConfig", "fake_stages:run_stage", makes_base=True
+    ),
     "fake_policy": StageKind("fake_policy", "fake_stages:FakePolicyConfig", "fake_stages:run_stage"),
     "fake_reward": StageKind(
         "fake_reward", "fake_stages:FakeRewardConfig", "fake_stages:run_stage", produces="reward_model"
@@ -61,9 +73,7 @@ KINDS = {
 _CHECKPOINT_STEPS = 2
 
 
-def run_stage(
-    config: FakePolicyConfig | FakeRewardConfig, settings: RunSettings, directory: StageDirectory
-) -> Metrics:
+def run_stage(config: Config, settings: RunSettings, directory: StageDirectory) -> Metrics:
     """A chain of numbers that depends on configuration, seed, input model and data, with checkpoints."""
     checkpoint = directory.checkpoints / "state.json"
     step, value = read_json(checkpoint) if checkpoint.exists() else (0, _start(config, settings))
@@ -86,11 +96,11 @@ def run_stage(
     return {"final": value}
 
 
-def _start(config: FakePolicyConfig | FakeRewardConfig, settings: RunSettings) -> int:
+def _start(config: Config, settings: RunSettings) -> int:
     """A number that depends on every input's contents."""
-    data = config.dialogues if isinstance(config, FakePolicyConfig) else config.preferences
-    inputs = [Path(file).read_bytes() for file in data]
-    for model in (config.model, getattr(config, "helpfulness", None)):
+    data = [getattr(config, "text", None), *getattr(config, "dialogues", getattr(config, "preferences", []))]
+    inputs = [Path(file).read_bytes() for file in data if file is not None]
+    for model in (getattr(config, "model", None), getattr(config, "helpfulness", None)):
         if model is not None:
             inputs += [file.read_bytes() for file in sorted(Path(model).iterdir())]
     return zlib.crc32(b"\0".join(inputs) + str(settings.seed).encode())
