@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from llama2_chat import interruption
 from llama2_chat.pipeline.recipe import packaged_recipes
 
 PROBE = """\
@@ -154,6 +157,13 @@ def test_debug_shows_the_traceback(
     assert raised in ended.err
 
 
+def test_debug_may_stand_anywhere(workspace: Path, cli: Any) -> None:
+    for arguments in (["run", "tinny", "--debug"], ["run", "--debug", "tinny"]):
+        ended = cli(*arguments)
+        assert ended.code == 2
+        assert "Traceback (most recent call last)" in ended.err
+
+
 def test_debug_does_not_outlast_its_command(workspace: Path, cli: Any) -> None:
     assert "Traceback" in cli("--debug", "run", "tinny").err
     assert "Traceback" not in cli("run", "tinny").err
@@ -196,3 +206,52 @@ def test_output_to_a_closed_pipe(workspace: Path) -> None:
     assert done.stdout == "{\n"
     assert "Traceback" not in done.stderr
     assert "error" not in done.stderr
+
+
+def test_version(cli: Any) -> None:
+    ended = cli("--version")
+    assert (ended.code, ended.out) == (0, f"llama2-chat {importlib.metadata.version('llama2-chat')}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "error: out of memory; make training.micro_batch_size"),
+        (OSError(28, "x"), "error: no space left on the disk; free some"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 0"),
+            "error: no space",
+        ),
+    ],
+)
+def test_what_the_machine_lacks(
+    workspace: Path, cli: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("llama2_chat.pipeline.run.run_stage_file", fail)
+    ended = cli("run", "recipe.yaml")
+    assert ended.code == 1
+    assert message in ended.err
+    assert "Traceback" not in ended.both
+
+
+def test_commands_without_checkpoints_leave_signals_alone(workspace: Path, cli: Any) -> None:
+    """Ctrl-C stops them at once; a request that nobody reads would be lost."""
+    seen = []
+
+    def handlers(*arguments: object, **options: object) -> None:
+        seen.append((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)))
+        raise KeyboardInterrupt
+
+    for command, place in [
+        (["validate", "recipe.yaml"], "llama2_chat.pipeline.recipe.load_recipe"),
+        (["run", "recipe.yaml", "--dry-run"], "llama2_chat.pipeline.recipe.load_recipe"),
+        (["run", "recipe.yaml"], "llama2_chat.pipeline.run.run_recipe"),
+    ]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(place, handlers)
+            assert cli(*command).code == 130
+    assert seen[:2] == [(signal.default_int_handler, signal.SIG_DFL)] * 2
+    assert seen[2] == (interruption._handle, interruption._handle)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,28 @@ def test_dry_run_tells_what_is_done(workspace: Path, cli: Any, change: Callable[
     assert states() == ["done in 0:00:00", "done in 0:00:00", "to run"]
     change("stages.judge.training", {"steps": 2})
     assert states() == ["done in 0:00:00", "to run again (changed)", "to run"]
+
+
+def test_dry_run_says_what_estimates_rest_on(workspace: Path, cli: Any) -> None:
+    assert "GFLOP/s" not in cli("run", "recipe.yaml", "--dry-run").out  # no weights, no estimate
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1000, 1000], "data_offsets": [0, 0]}}).encode()
+    file = workspace / "base_model" / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    out = cli("run", "recipe.yaml", "--dry-run").out
+    assert re.search(r"lower bounds, at the [0-9,]+ GFLOP/s that a matrix product reaches here", out)
+    assert out.count("≥ 15.3 MiB") == 3  # 16 bytes for each of a million parameters
+
+
+def test_dry_run_takes_earlier_stages_as_they_are(workspace: Path, cli: Any, change: Any) -> None:
+    """As the run does with --from: what is done before counts, though the recipe has changed."""
+    assert cli("run", "recipe.yaml").code == 0
+    change("stages.first.training", {"steps": 2})
+    plan = cli("run", "recipe.yaml", "--from", "second", "--dry-run").out
+    assert "not selected; done, since changed" in plan
+    assert "│ to run" not in plan
+    assert cli("run", "recipe.yaml", "--from", "second").code == 0
+    events = [json.loads(line) for line in (workspace / "runs/small/events.jsonl").read_text().splitlines()]
+    assert events[-2]["event"] == "run_started"
 
 
 def test_dry_run_of_a_sweep_counts_the_runs(workspace: Path, cli: Any) -> None:
@@ -111,6 +135,21 @@ def test_unchanged_stage_is_not_run_again(workspace: Path, cli: Any, config: Pat
     again, changed = run()
     assert not again
     assert changed != first
+
+
+def test_configuration_is_kept_beside_the_result(workspace: Path, cli: Any, config: Path) -> None:
+    """What ran, overrides included, with paths that lead to the inputs from there; it runs the same."""
+    arguments = ["fake-policy", config, "training.steps=3", "--output-dir", "alone"]
+    assert cli(*arguments).code == 0
+    kept = yaml.safe_load((workspace / "alone" / "config.yaml").read_text())
+    assert kept["training"]["steps"] == 3
+    assert (kept["model"], kept["dialogues"]) == ("../base_model", ["../talks.jsonl"])
+    again = cli("fake-policy", workspace / "alone" / "config.yaml", "--output-dir", "again")
+    assert again.code == 0, again.err
+    for file in ("metrics.jsonl", "model/weights.txt", "config.yaml"):
+        assert (workspace / "alone" / file).read_bytes() == (workspace / "again" / file).read_bytes()
+    in_place = cli("fake-policy", workspace / "alone" / "config.yaml", "--output-dir", "alone")
+    assert "done already" in in_place.out
 
 
 def test_interrupted_stage_continues(workspace: Path, cli: Any, other_process: Any, config: Path) -> None:

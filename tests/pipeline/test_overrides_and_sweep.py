@@ -13,7 +13,7 @@ import yaml
 from llama2_chat.errors import RecipeError, UserInputError
 from llama2_chat.pipeline.recipe import Recipe, load_recipe, packaged_recipes
 from llama2_chat.pipeline.schema import recipe_schema
-from llama2_chat.pipeline.yaml_files import expand, parse
+from llama2_chat.pipeline.yaml_files import dump, expand, parse
 
 
 def rate_of(recipe: Recipe, stage: str) -> object:
@@ -37,6 +37,14 @@ def rate_of(recipe: Recipe, stage: str) -> object:
 def test_numbers_in_yaml(text: str, value: object) -> None:
     assert parse(text) == value
     assert type(parse(text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["1e-5", "2E7", "12", "1.5", "true", "null", "a: b", "[INST]", "é\n\n x", 1e-5]
+)
+def test_what_is_written_is_read_back(value: object) -> None:
+    assert parse(dump({"key": [value]})) == {"key": [value]}
+    assert type(parse(dump(value))) is type(value)
 
 
 def test_numbers_in_yaml_reach_the_recipe(workspace: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,6 +125,70 @@ def test_one_mistake(
     for part in parts:
         assert part in str(caught.value)
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed_key", "value", "problem"),
+    [
+        ("seed", True, "seed: Input should be a valid integer (found True)"),
+        ("seed", "1", "seed: Input should be a valid integer (found '1')"),
+        ("seed", 1.0, "seed: Input should be a valid integer (found 1.0)"),
+        ("stages.first.training", {"learning_rate": "1e-5"}, "stages.first.training.learning_rate: "),
+        ("stages.first.training", {"learning_rate": True}, "stages.first.training.learning_rate: "),
+        ("stages.first.training", 3, "stages.first.training: "),
+        ("stages.first.dialogues", ["talks", 1], "stages.first.dialogues.1: "),
+        ("stages.first.dialogues", [], "stages.first.dialogues: "),
+        ("name", 1, "name: Input should be a valid string (found 1)"),
+    ],
+)
+def test_types_are_strict(
+    change: Callable[[str, object], Path], changed_key: str, value: object, problem: str
+) -> None:
+    change(changed_key, "REPLACED")
+    file = Path("recipe.yaml")
+    file.write_text(file.read_text().replace("REPLACED", json.dumps(value)))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("recipe.yaml")
+    (found,) = caught.value.problems
+    assert found.startswith(problem)
+
+
+def test_whole_numbers_are_good_for_fractions(change: Callable[[str, object], Path]) -> None:
+    change("stages.first.training", {"learning_rate": 1})
+    assert load_recipe("recipe.yaml").stages["first"].model_dump()["training"]["learning_rate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("margin", "key", "parts"),
+    [
+        ("medium", "margin", ["'none', 'small' or 'large'", ", or: ", "dictionary", "'medium'"]),
+        ({"better": "x"}, "margin.better", ["number", "'x'"]),
+        ({"betterr": 1.0}, "margin", ["betterr", "negligibly_better"]),
+    ],
+)
+def test_a_field_with_two_types_gives_one_line(
+    change: Callable[[str, object], Path], margin: object, key: str, parts: list[str]
+) -> None:
+    """Of the real reward stage: a table's name, or a margin for each rating."""
+    change(
+        "stages.judge",
+        {"kind": "reward", "model": "base", "domain": "safety", "preferences": ["pairs"], "margin": margin},
+    )
+    change("stages.second.helpfulness", "judge")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("recipe.yaml")
+    (found,) = [problem for problem in caught.value.problems if problem.startswith(f"stages.judge.{key}: ")]
+    for part in parts:
+        assert part in found
+
+
+@pytest.mark.parametrize("name", ["base", "evaluation", "a/b", "1x"])
+def test_names_that_no_stage_may_have(workspace: Path, name: str) -> None:
+    text = (workspace / "recipe.yaml").read_text()
+    (workspace / "recipe.yaml").write_text(text.replace("  second:", f"  {name}:"))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("recipe.yaml")
+    assert f"stages.{name}: a stage's name is" in str(caught.value)
 
 
 def test_names_that_are_no_text(workspace: Path) -> None:
