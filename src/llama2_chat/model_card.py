@@ -25,11 +25,13 @@ def model_card(stage: str, config: StrictModel, settings: RunSettings) -> str:
 
 
 def _without_folders(value: object) -> object:
-    """Paths say where they lie inside a run (their last three parts), not where this machine keeps it."""
+    """Paths say where they lie inside a run, not where this machine keeps the run."""
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_folders(item) for item in value]
     if isinstance(value, str) and value.startswith("/"):
-        return "/".join(Path(value).parts[-3:])
+        parts = Path(value).parts
+        starts = [place for place, part in enumerate(parts) if part in ("stages", "data")]
+        return "/".join(parts[starts[-1] :]) if starts else parts[-1]
     return value
