@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -44,12 +45,12 @@ def copy(
         raise OutputFolderError(f"{destination}: exists already; name a new file")
     ensure_writable(destination.parent)
     file = find_recipe(name)
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        key, _, value = line.partition("base_model:")
-        if key == "" and (file.parent / value.strip()).is_dir() and value.strip():
-            lines[number] = f"base_model: {(file.parent / value.strip()).resolve()}\n"
-    write_text(destination, "".join(lines))
+    text = file.read_text(encoding="utf-8")
+    if (line := re.search(r"^base_model: *([^\s#{]+)", text, re.MULTILINE)) is not None:
+        base = (file.parent / line[1]).resolve()
+        if base.is_dir():
+            text = text[: line.start(1)] + str(base) + text[line.end(1) :]
+    write_text(destination, text)
     typer.echo(f"{destination}: a copy of {name}; run it with `llama2-chat run {destination}`")
 
 
