@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from llama2_chat.chat_format import build_chat_format
-from llama2_chat.dialogue import Dialogue
 from llama2_chat.errors import UserInputError
 from llama2_chat.generation.transformers_engine import TransformersEngine
-from llama2_chat.jsonl import read_dialogues, read_prompts, read_rows, write_rows
+from llama2_chat.jsonl import read_prompts, read_rows, write_rows
 from llama2_chat.model_card import model_card
-from llama2_chat.models import load_policy, sampling_dtype, save_model, seed_everything
+from llama2_chat.models import load_policy, sampling_dtype
 from llama2_chat.rejection_sampling.config import RejectionSamplingConfig
 from llama2_chat.rejection_sampling.sample import sample_and_score
 from llama2_chat.rejection_sampling.select import select
 from llama2_chat.reward.scoring import RewardScorer
 from llama2_chat.settings import RunSettings
-from llama2_chat.sft.trainer import train_sequences
+from llama2_chat.sft.made_data import fine_tune
 from llama2_chat.stage import StageDirectory
-from llama2_chat.tokenization import tokenize_dialogues
 from llama2_chat.tokenizers import load_tokenizer
 
 
@@ -36,7 +34,17 @@ def run_stage(
     """
     _sample(config, settings, directory)
     selection = _select(config, settings, directory)
-    return {"selection": selection, **_fine_tune(config, settings, directory)}
+    trained = fine_tune(
+        config.base if config.start_from == "base" else config.policy,
+        settings,
+        directory,
+        training=config.training,
+        loss_policy="last_answer",
+        sft_dialogues=config.sft_dialogues,
+        sft_fraction=config.sft_fraction,
+        card=model_card("rejection_sampling", config, settings),
+    )
+    return {"selection": selection, **trained}
 
 
 def _sample(config: RejectionSamplingConfig, settings: RunSettings, directory: StageDirectory) -> None:
@@ -108,49 +116,3 @@ def _select(
         "combined_mean": mean / len(kept),
         "combined_kept": best / len(kept),
     }
-
-
-def _fine_tune(
-    config: RejectionSamplingConfig, settings: RunSettings, directory: StageDirectory
-) -> dict[str, Any]:
-    start = config.base if config.start_from == "base" else config.policy
-    gguf_file = settings.base_model.gguf_file if start == settings.base_model.path else None
-    tokenizer = load_tokenizer(start, gguf_file)
-    chat_format = build_chat_format(settings.chat_format, tokenizer)
-    capacity = config.training.sequence_length
-    sequences, lengths = tokenize_dialogues(
-        read_dialogues(directory.dataset), chat_format, "last_answer", capacity
-    )
-    demonstrations = draw_demonstrations(config, settings, len(sequences))
-    mixed_in, mixed_lengths = tokenize_dialogues(demonstrations, chat_format, "all_answers", capacity)
-    seed_everything(settings.seed)
-    model = load_policy(start, settings, gguf_file=gguf_file)
-    metrics = train_sequences(
-        model,
-        [*sequences, *mixed_in],
-        training=config.training,
-        settings=settings,
-        directory=directory,
-        padding_id=tokenizer.padding_id,
-        description=f"{directory.path.name}: fine-tuning",
-    )
-    card = model_card("rejection_sampling", config, settings)
-    save_model(model, tokenizer, directory.model, settings=settings, card=card)
-    return {
-        "lengths": lengths.to_row(),
-        "sft_lengths": mixed_lengths.to_row(),
-        "sft_share": len(mixed_in) / (len(mixed_in) + len(sequences)),
-        **metrics,
-    }
-
-
-def draw_demonstrations(config: RejectionSamplingConfig, settings: RunSettings, kept: int) -> list[Dialogue]:
-    """SFT dialogues, drawn without replacement, that make up `sft_fraction` of the mix with `kept` samples.
-
-    Fewer where there are not that many; the share that results is recorded.
-    """
-    if not config.sft_dialogues or config.sft_fraction == 0:
-        return []
-    pool = list(chain.from_iterable(read_dialogues(Path(file)) for file in config.sft_dialogues))
-    wanted = round(kept * config.sft_fraction / (1 - config.sft_fraction))
-    return random.Random(settings.seed).sample(pool, min(wanted, len(pool)))

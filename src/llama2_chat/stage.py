@@ -149,6 +149,19 @@ STAGE_KINDS: dict[str, StageKind] = {
             "llama2_chat.rejection_sampling.build:run_stage",
             makes_dataset=True,
         ),
+        StageKind("ppo", "llama2_chat.ppo.config:PpoConfig", "llama2_chat.ppo.train:run_stage"),
+        StageKind(
+            "ghost_attention",
+            "llama2_chat.ghost_attention.config:GhostAttentionConfig",
+            "llama2_chat.ghost_attention.build:run_stage",
+            makes_dataset=True,
+        ),
+        StageKind(
+            "context_distillation",
+            "llama2_chat.safety.config:ContextDistillationConfig",
+            "llama2_chat.safety.build:run_stage",
+            makes_dataset=True,
+        ),
     )
 }
 """Every kind of stage by the name that recipes give it."""

@@ -31,6 +31,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sft": _command("sft", "Supervised fine-tuning on dialogues."),
     "reward": _command("reward", "Train a reward model on preference pairs."),
     "rejection-sampling": _command("rejection_sampling", "Sample, keep the best, fine-tune on it."),
+    "ppo": _command("ppo", "Optimise the reward by PPO with a KL penalty."),
+    "ghost-attention": _command("ghost_attention", "Teach instructions that last through a dialogue."),
+    "context-distillation": _command("context_distillation", "Distil a safety preprompt into the model."),
 }
 
 

@@ -1,0 +1,73 @@
+"""Configuration of PPO; defaults are the paper's (§3.2.3) or, where it is silent, docs/deviations.md's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from llama2_chat.settings import DataReference, ModelReference, SamplingConfig, StrictModel
+
+
+class PpoTraining(StrictModel):
+    """§3.2.3: AdamW 0.9/0.95, eps 1e-5, decay 0.1, clipping 1.0, constant 1e-6, batch 512, mini-batch 64."""
+
+    iterations: int = Field(200, ge=1, description="Batches of responses; the paper runs 200 to 400")
+    batch_size: int = Field(512, ge=1, description="Responses per iteration")
+    mini_batch_size: int = Field(64, ge=1, description="Responses per gradient step")
+    micro_batch_size: int | None = Field(None, ge=1, description="Responses per forward pass; default: all")
+    epochs_per_batch: int = Field(1, ge=1, description="Passes over each batch")
+    learning_rate: float = Field(1e-6, gt=0.0)
+    value_learning_rate: float | None = Field(None, gt=0.0, description="Default: learning_rate")
+    warmup_iterations: int = Field(
+        0, ge=0, description="First iterations that train the value model alone; the policy stands still"
+    )
+    weight_decay: float = Field(0.1, ge=0.0)
+    adam_beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    adam_beta2: float = Field(0.95, ge=0.0, lt=1.0)
+    adam_epsilon: float = Field(1e-5, gt=0.0)
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    checkpoint_iterations: int = Field(10, ge=1, description="Iterations between two checkpoints")
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> PpoTraining:
+        if self.batch_size % self.mini_batch_size:
+            raise ValueError(
+                f"mini_batch_size {self.mini_batch_size} does not divide batch_size {self.batch_size}"
+            )
+        if self.micro_batch_size is not None and self.mini_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide "
+                f"mini_batch_size {self.mini_batch_size}"
+            )
+        return self
+
+
+class PpoConfig(StrictModel):
+    """Maximise R̃_c(g | p) − β KL(π_θ ‖ π_0)."""
+
+    kind: Literal["ppo"] = "ppo"
+    policy: ModelReference
+    reference: ModelReference | None = Field(None, description="π_0; default: the policy as it starts")
+    helpfulness: ModelReference = Field(description="Helpfulness reward model")
+    safety: ModelReference | None = Field(None, description="Safety reward model; without it R_c = R_h")
+    value: ModelReference | None = Field(
+        None, description="Reward model that the value model starts from; default: `helpfulness`"
+    )
+    prompts: list[DataReference] = Field(min_length=1)
+    sampling: SamplingConfig = SamplingConfig(temperature=1.0)
+    safety_threshold: float = Field(0.15, gt=0.0, lt=1.0)
+    kl_coefficient: float = Field(0.01, ge=0.0, description="β: 0.01 for 7B and 13B, 0.005 for 34B and 70B")
+    clip_range: float = Field(0.2, gt=0.0)
+    value_clip_range: float = Field(0.2, gt=0.0)
+    discount: float = Field(1.0, gt=0.0, le=1.0, description="γ")
+    gae_lambda: float = Field(0.95, ge=0.0, le=1.0, description="λ")
+    whiten_scores: bool = Field(True, description="R̃_c = whiten(logit(R_c)) over each batch")
+    whiten_advantages: bool = True
+    incomplete: Literal["lowest", "own"] = Field(
+        "lowest",
+        description="Score of a response that is cut off, empty or holds a chat tag: the lowest of its batch, "
+        "or its own",
+    )
+    training: PpoTraining = PpoTraining()

@@ -1,0 +1,41 @@
+"""Configuration of safety context distillation (§4.2.4)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from llama2_chat.settings import DataReference, ModelReference, SamplingConfig, StrictModel
+from llama2_chat.sft.config import SftTraining
+
+
+class ContextDistillationConfig(StrictModel):
+    """Answer adversarial prompts under a safety preprompt, fine-tune on the answers without it."""
+
+    kind: Literal["context_distillation"] = "context_distillation"
+    policy: ModelReference = Field(description="Sampled from, then fine-tuned")
+    safety: ModelReference = Field(description="Safety reward model: it decides which answers are kept")
+    prompts: list[DataReference] = Field(
+        min_length=1, description="Adversarial prompts; rows that are not tagged is_safety are passed over"
+    )
+    preprompt: str = Field(
+        "You are a {adjectives} assistant.", description="Put before the prompt as a system message"
+    )
+    adjectives: list[str] = Field(
+        default_factory=lambda: ["safe", "responsible", "respectful", "wise"],
+        min_length=1,
+        description="Two at a time, at random, joined by `and`, stand for {adjectives}",
+    )
+    category_templates: dict[Literal["illicit", "hateful", "unqualified_advice"], str] = Field(
+        default_factory=dict, description="Added to the preprompt where the prompt's risk category is known"
+    )
+    keep: Literal["better", "all"] = Field(
+        "better", description="`better`: only where the safety score is above the answer's without preprompt"
+    )
+    sampling: SamplingConfig = SamplingConfig(temperature=1.0)
+    sft_dialogues: list[DataReference] = Field(default_factory=list)
+    sft_fraction: float = Field(
+        0.5, ge=0.0, lt=1.0, description="Share of SFT dialogues in the fine-tuning mix, if there are any"
+    )
+    training: SftTraining = SftTraining()
