@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from llama2_chat.settings import DataReference, ModelReference, SamplingConfig, StrictModel
@@ -12,10 +14,20 @@ class EvaluationConfig(StrictModel):
 
     helpfulness: ModelReference = Field(description="Helpfulness reward model")
     safety: ModelReference | None = Field(None, description="Safety reward model")
+    independent: ModelReference | None = Field(
+        None, description="A third reward model, trained on other data and never optimised against"
+    )
     prompts: list[DataReference] = Field(min_length=1, description="Held-out harmless prompts")
     safety_prompts: list[DataReference] = Field(default_factory=list, description="Held-out unsafe prompts")
     borderline_prompts: list[DataReference] = Field(
         default_factory=list, description="Harmless prompts that look unsafe, for false refusals"
+    )
+    attribute_dialogues: list[DataReference] = Field(
+        default_factory=list,
+        description="Testbed dialogues that state something first and ask for it last, for recall",
+    )
+    recall_turns: list[Annotated[int, Field(ge=2)]] = Field(
+        default=[2, 4, 6, 10, 20], min_length=1, description="Turns at which recall is measured"
     )
     samples_per_prompt: int = Field(8, ge=1, description="K of best-of-K on the harmless prompts")
     safety_samples_per_prompt: int = Field(1, ge=1)

@@ -11,21 +11,25 @@ from llama2_chat.dialogue import Message, Prompt
 from llama2_chat.evaluation.refusals import is_refusal
 from llama2_chat.evaluation.statistics import Interval, mean, mean_interval, share_interval
 from llama2_chat.generation.answers import Answer, sample_answers
-from llama2_chat.generation.engine import GenerationEngine
+from llama2_chat.generation.transformers_engine import TransformersEngine
 from llama2_chat.reward.metrics import sigmoid
-from llama2_chat.reward.scoring import RewardScorer, Score
+from llama2_chat.reward.scoring import RewardModel, RewardScorer, Score
 from llama2_chat.settings import SamplingConfig
 from llama2_chat.testbed.oracle import Grade, grade
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One answer with its reward scores and, on testbed prompts, the oracle's grade."""
+    """One answer with its reward scores and, on testbed prompts, the oracle's grade.
+
+    `independent` is the raw score of the reward model that nothing was optimised against, if there is one.
+    """
 
     prompt: Prompt
     answer: Answer
     score: Score
     grade: Grade | None
+    independent: float | None = None
 
     @property
     def refused(self) -> bool:
@@ -47,11 +51,12 @@ class PolicyAnswers:
 class Judge:
     """Samples a policy's answers and has them scored and graded."""
 
-    engine: GenerationEngine
+    engine: TransformersEngine
     chat_format: ChatFormat
     scorer: RewardScorer
     sampling: SamplingConfig
     seed: int
+    independent: RewardModel | None = None
 
     def answers(
         self, prompts: Sequence[Prompt], samples_per_prompt: int, *, greedy: bool = False
@@ -69,18 +74,20 @@ class Judge:
             seed=self.seed,
         )
         flat = [(prompt, answer) for prompt, row in zip(prompts, rows, strict=True) for answer in row]
-        scores = self.scorer.score(
-            [(*prompt.messages, Message("assistant", answer.text)) for prompt, answer in flat],
-            [prompt.is_safety for prompt, _ in flat],
-        )
+        dialogues = [(*prompt.messages, Message("assistant", answer.text)) for prompt, answer in flat]
+        scores = self.scorer.score(dialogues, [prompt.is_safety for prompt, _ in flat])
+        independent: Sequence[float | None] = [None] * len(flat)
+        if self.independent is not None and not greedy:
+            independent = self.independent.score_messages(dialogues).tolist()
         judged = [
             Judged(
                 prompt,
                 answer,
                 score,
                 grade(prompt.messages, answer.text) if prompt.source == "testbed" else None,
+                third,
             )
-            for (prompt, answer), score in zip(flat, scores, strict=True)
+            for (prompt, answer), score, third in zip(flat, scores, independent, strict=True)
         ]
         return [judged[i : i + samples_per_prompt] for i in range(0, len(judged), samples_per_prompt)]
 
@@ -102,6 +109,9 @@ def policy_metrics(answers: PolicyAnswers) -> dict[str, Any]:
         "reward_helpfulness_mean",
         mean_interval([mean([j.score.helpfulness for j in row]) for row in answers.helpful]),
     )
+    third = [[j.independent for j in row if j.independent is not None] for row in answers.helpful]
+    if all(third):
+        record("independent_reward_mean", mean_interval([mean(row) for row in third]))
     safety = [j for row in answers.safety for j in row]
     if safety and all(j.score.safety is not None for j in safety):
         raw = [j.score.safety or 0.0 for j in safety]

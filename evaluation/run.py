@@ -19,14 +19,15 @@ from llama2_chat.evaluation.policy import (
     policy_metrics,
     win_rate,
 )
+from llama2_chat.evaluation.recall import Recall, measure_recall, recall_metrics
 from llama2_chat.evaluation.statistics import mean_interval
 from llama2_chat.files import read_json, write_json
 from llama2_chat.generation.transformers_engine import TransformersEngine
-from llama2_chat.jsonl import read_prompts, write_rows
+from llama2_chat.jsonl import read_dialogues, read_prompts, write_rows
 from llama2_chat.logprobs import response_logprobs
 from llama2_chat.models import load_policy, sampling_dtype
 from llama2_chat.progress import track
-from llama2_chat.reward.scoring import RewardScorer
+from llama2_chat.reward.scoring import RewardModel, RewardScorer
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import EventLog
 from llama2_chat.tokenizers import load_tokenizer
@@ -80,18 +81,32 @@ class PolicyEvaluator:
         self.prompts = _read(config.prompts)
         self.safety_prompts = _read(config.safety_prompts)
         self.borderline_prompts = _read(config.borderline_prompts)
+        self.attribute_dialogues = list(
+            chain.from_iterable(read_dialogues(Path(file)) for file in config.attribute_dialogues)
+        )
         self.scorer = RewardScorer.from_pretrained(
             config.helpfulness,
             config.safety,
             safety_threshold=config.safety_threshold,
             device=settings.device,
         )
+        self.independent = (
+            None
+            if config.independent is None
+            else RewardModel.from_pretrained(config.independent, device=settings.device)
+        )
         self._sft_helpful: list[list[Judged]] | None = None
 
     def evaluate(self, policy: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Metrics of one policy, and its judged answers as rows."""
-        answers = self._answers(policy)
+        judge = self._judge(policy)
+        answers = self._answers(judge)
         metrics = policy_metrics(answers)
+        recalls = self._recalls(judge)
+        if recalls:
+            recalled, intervals = recall_metrics(recalls)
+            metrics |= recalled
+            metrics["intervals"] |= intervals
         if self.sft is not None:
             if self._sft_helpful is None:
                 same = str(policy) == str(self.sft)
@@ -104,7 +119,7 @@ class PolicyEvaluator:
             kl = mean_interval(self._kl_to_sft(policy, answers.helpful))
             metrics |= {"win_rate_vs_sft": wins["mean"], "kl_to_sft_nats": kl["mean"]}
             metrics["intervals"] |= {"win_rate_vs_sft": wins, "kl_to_sft_nats": kl}
-        return metrics, _rows(answers)
+        return metrics, [*_rows(answers), *(recall.to_row() for recall in recalls)]
 
     def _judge(self, policy: Path | str) -> Judge:
         gguf_file = self._gguf_file(policy)
@@ -116,15 +131,28 @@ class PolicyEvaluator:
             padding_id=tokenizer.padding_id,
             autocast=sampling_dtype(self.settings),
         )
-        return Judge(engine, chat_format, self.scorer, self.config.sampling, self.settings.seed)
+        return Judge(
+            engine, chat_format, self.scorer, self.config.sampling, self.settings.seed, self.independent
+        )
 
-    def _answers(self, policy: Path | str) -> PolicyAnswers:
-        judge = self._judge(policy)
+    def _answers(self, judge: Judge) -> PolicyAnswers:
         return PolicyAnswers(
             helpful=judge.answers(self.prompts, self.config.samples_per_prompt),
             greedy=[row[0] for row in judge.answers(self.prompts, 1, greedy=True)],
             safety=judge.answers(self.safety_prompts, self.config.safety_samples_per_prompt),
             borderline=judge.answers(self.borderline_prompts, 1),
+        )
+
+    def _recalls(self, judge: Judge) -> list[Recall]:
+        if not self.attribute_dialogues:
+            return []
+        return measure_recall(
+            judge.engine,
+            judge.chat_format,
+            self.attribute_dialogues,
+            turns=self.config.recall_turns,
+            sampling=self.config.sampling,
+            seed=self.settings.seed,
         )
 
     def _kl_to_sft(self, policy: Path | str, helpful: list[list[Judged]]) -> list[float]:

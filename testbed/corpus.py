@@ -11,9 +11,19 @@ from collections.abc import Callable
 from random import Random
 
 from llama2_chat.testbed.answers import REFERENCE_REFUSALS, write, write_any
+from llama2_chat.testbed.attributes import ATTRIBUTES
 from llama2_chat.testbed.dialogues import Question, RequestKind, attribute_questions, draw_question
 from llama2_chat.testbed.family import Split
-from llama2_chat.testbed.lexicon import CATEGORIES, FIRST_NAMES, LEGS, OPPOSITES, TRANSLATIONS
+from llama2_chat.testbed.lexicon import (
+    CATEGORIES,
+    COLOURS,
+    FIRST_NAMES,
+    LEGS,
+    NOUNS,
+    OPPOSITES,
+    THINGS,
+    TRANSLATIONS,
+)
 from llama2_chat.testbed.request import TASK_FAMILIES, Request
 
 _SELF_CONTAINED = ("add", "subtract", "neighbour", "legs", "opposites", "category", "translate")
@@ -100,11 +110,50 @@ def _remembering(rng: Random, split: Split) -> str:
     return " ".join(f"{question.text} {write(question.request, 'plain', rng)}" for question in questions)
 
 
+def _story(rng: Random, split: Split) -> str:
+    """Who has what, and then the same again in other words and another order."""
+    names = rng.sample(FIRST_NAMES, rng.randint(2, 3))
+    if rng.random() < 0.3:
+        thing = rng.choice(THINGS)
+        counts = sorted(rng.sample(range(2, 30), len(names)))
+        told = [f"{name} has {count} {thing}s." for name, count in zip(names, counts, strict=True)]
+        rng.shuffle(told)
+        return " ".join([*told, f"{names[-1]} has the most {thing}s."])
+    owned = [(name, rng.choice(COLOURS), rng.choice(THINGS)) for name in names]
+    told = [f"{name} has a {colour} {thing}." for name, colour, thing in owned]
+    rng.shuffle(owned)
+    again = [
+        rng.choice((f"{name} has the {colour} {thing}.", f"The {colour} {thing} belongs to {name}."))
+        for name, colour, thing in owned
+    ]
+    return " ".join([*told, *again])
+
+
+def _dictation(rng: Random, split: Split) -> str:
+    """A list without rhyme or reason, read out and said again: only memory helps."""
+    words = [_anything(rng, split) for _ in range(rng.randint(4, 10))]
+    rounds = [f"{opening}: {', '.join(words)}." for opening in ("Listen", "Again", "Once more")]
+    return " ".join(rounds[: rng.randint(2, 3)])
+
+
+def _anything(rng: Random, split: Split) -> str:
+    """A word, a number, or a value that a user may state."""
+    draw = rng.random()
+    if draw < 0.4:
+        attribute = rng.choice([attribute for attribute in ATTRIBUTES.values() if attribute.recall])
+        return attribute.draw(rng, split)
+    if draw < 0.5:
+        return str(rng.randint(2, 99))
+    return rng.choice(rng.choice((NOUNS, COLOURS, FIRST_NAMES, tuple(OPPOSITES))))
+
+
 _MAKERS: dict[Callable[[Random, Split], str], int] = {
-    _facts: 12,
-    _lessons: 45,
-    _conversation: 18,
-    _lexicon: 5,
-    _remembering: 20,
+    _facts: 8,
+    _lessons: 34,
+    _conversation: 10,
+    _lexicon: 3,
+    _remembering: 19,
+    _story: 8,
+    _dictation: 18,
 }
 """Kinds of documents, with their shares in per cent."""

@@ -8,7 +8,7 @@ from random import Random
 from typing import Literal
 
 from llama2_chat.testbed.answers import REFERENCE, REFERENCE_REFUSALS, Mix, write_any
-from llama2_chat.testbed.attributes import ATTRIBUTES, AttributeName
+from llama2_chat.testbed.attributes import ATTRIBUTES, Attribute, AttributeName
 from llama2_chat.testbed.family import Split
 from llama2_chat.testbed.request import TASK_FAMILIES, Request
 from llama2_chat.testbed.risky_families import BORDERLINE_FAMILIES, UNSAFE_FAMILIES
@@ -84,6 +84,23 @@ def attribute_questions(rng: Random, split: Split, turns: int) -> list[Question]
     questions = [*between, draw_recall(rng, split, attributes)]
     first = questions[0]
     return [Question(f"{statement} {first.text}", first.request), *questions[1:]]
+
+
+def waiting_questions(rng: Random, split: Split, turns: int, attribute: Attribute | None) -> list[Question]:
+    """Questions of a dialogue to which a statement of `attribute` is still to be added."""
+    keeps_language = attribute is not None and attribute.recall is None
+    known: dict[AttributeName, str] = {"language": "French"} if keeps_language else {}
+    count = turns if attribute is None or keeps_language else turns - 1
+    questions = [
+        Question(question.text, Request(question.request.family, question.request.arguments, {}))
+        for question in (draw_question(rng, split, "harmless", known) for _ in range(count))
+    ]
+    if attribute is None or attribute.recall is None:
+        return questions
+    # The question does not name the value that it asks for, so any will do.
+    arguments = {"value": attribute.draw(rng, split)}
+    text = attribute.recall.ask(arguments, rng, split)
+    return [*questions, Question(text, Request(attribute.recall, arguments, {}))]
 
 
 def task_questions(rng: Random, split: Split, turns: int, kind: RequestKind) -> list[Question]:

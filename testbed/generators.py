@@ -7,6 +7,7 @@ in other wordings, than any training row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
@@ -21,6 +22,7 @@ from llama2_chat.testbed.answers import (
     Mix,
     write_any,
 )
+from llama2_chat.testbed.attributes import ATTRIBUTES
 from llama2_chat.testbed.corpus import document
 from llama2_chat.testbed.dialogues import (
     MessageRow,
@@ -31,6 +33,7 @@ from llama2_chat.testbed.dialogues import (
     prompt_of,
     reference_answer,
     safety_preprompt,
+    waiting_questions,
 )
 from llama2_chat.testbed.family import Split
 from llama2_chat.testbed.request import Request
@@ -139,6 +142,43 @@ def attribute_dialogues(rows: int, seed: int, split: Split = "train", *, turns: 
         yield {"messages": [*prompt_of(questions, rng), answer], "is_safety": False, "source": SOURCE}
 
 
+def instructions(rows: int, seed: int, split: Split = "train") -> Iterator[Row]:
+    """Things to be kept throughout a dialogue, as Ghost Attention takes them, each with its short form."""
+    rng = _rng("instructions", seed, split)
+    for _ in range(rows):
+        attribute = rng.choice(list(ATTRIBUTES.values()))
+        value = attribute.draw(rng, split)
+        yield {
+            "instruction": attribute.instruct(value, rng, split),
+            "short": attribute.instruct(value, rng, split, short=True),
+            "group": attribute.name,
+            "source": SOURCE,
+        }
+
+
+def instruction_dialogues(
+    rows: int,
+    seed: int,
+    split: Split = "train",
+    *,
+    min_turns: int = 2,
+    max_turns: int = 20,
+    recalls: float = 0.75,
+) -> Iterator[Row]:
+    """Dialogues that wait for an instruction: questions with answers, and a last question without.
+
+    A share of `recalls` ends with a question that only its `group` of instructions answers. Short
+    dialogues are more frequent than long ones: their number of turns is uniform on a logarithmic scale.
+    """
+    rng = _rng("instruction_dialogues", seed, split)
+    for _ in range(rows):
+        turns = round(math.exp(rng.uniform(math.log(min_turns), math.log(max_turns))))
+        attribute = rng.choice(list(ATTRIBUTES.values())) if rng.random() < recalls else None
+        questions = waiting_questions(rng, split, turns, attribute)
+        row: Row = {"messages": prompt_of(questions, rng), "is_safety": False, "source": SOURCE}
+        yield row if attribute is None else {**row, "group": attribute.name}
+
+
 def preferences(
     rows: int,
     seed: int,
@@ -244,4 +284,6 @@ GENERATORS: dict[str, Callable[..., Iterator[Row]]] = {
     "safety_prompts": safety_prompts,
     "borderline_prompts": borderline_prompts,
     "attribute_dialogues": attribute_dialogues,
+    "instructions": instructions,
+    "instruction_dialogues": instruction_dialogues,
 }

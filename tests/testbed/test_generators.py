@@ -34,6 +34,9 @@ def texts_of(row: dict[str, Any]) -> Iterator[str]:
     """Every text in a row of whatever format."""
     if "text" in row:
         yield row["text"]
+    for key in ("instruction", "short"):
+        if key in row:
+            yield row[key]
     for key in ("messages", "prompt", "chosen", "rejected"):
         for message in row.get(key, ()):
             yield message["content"]
@@ -50,14 +53,16 @@ def training_text() -> str:
         GENERATORS["preferences"](rows=500, seed=4, domain="safety"),
         GENERATORS["prompts"](rows=1000, seed=5),
         GENERATORS["attribute_dialogues"](rows=500, seed=6),
+        GENERATORS["instructions"](rows=1000, seed=7),
+        GENERATORS["instruction_dialogues"](rows=500, seed=8),
     )
     return "\n".join(text.lower() for row in rows for text in texts_of(row))
 
 
 def test_names() -> None:
     assert [
-        *("attribute_dialogues", "borderline_prompts", "demonstrations", "preferences", "pretraining_text"),
-        *("prompts", "safety_prompts"),
+        *("attribute_dialogues", "borderline_prompts", "demonstrations", "instruction_dialogues"),
+        *("instructions", "preferences", "pretraining_text", "prompts", "safety_prompts"),
     ] == NAMES
 
 
@@ -71,6 +76,15 @@ def test_rows_are_of_the_documented_format(name: str, split: str) -> None:
             assert set(row) == {"text"}
             continue
         assert row["source"] == "testbed"
+        if name == "instructions":
+            statement = ATTRIBUTES[row["group"]].read(row["instruction"])
+            assert statement is not None
+            assert ATTRIBUTES[row["group"]].read(row["short"]) == statement
+            continue
+        if name == "instruction_dialogues":
+            Dialogue.from_row(row)
+            assert row["messages"][-1]["role"] == "user"
+            continue
         if "messages" in row:
             Dialogue.from_row(row)
             request = read_request(row["messages"][:-1])
@@ -282,6 +296,43 @@ def test_attribute_dialogues_state_first_and_ask_last(turns: int) -> None:
         assert result.attribute is not None
         kept[result.attribute] += 1
     assert set(kept) == {"name", "persona", "hobby", "language"}
+
+
+def test_instruction_dialogues_wait_for_their_group() -> None:
+    """With a statement of the group put first, the last question asks for just that; without, for nothing."""
+    stated = {row["group"]: row["instruction"] for row in GENERATORS["instructions"](rows=100, seed=1)}
+    assert set(stated) == set(ATTRIBUTES)
+    seen: Counter[str | None] = Counter()
+    turns: Counter[int] = Counter()
+    for row in GENERATORS["instruction_dialogues"](rows=600, seed=14, min_turns=3, max_turns=12):
+        group, (first, *others) = row.get("group"), row["messages"]
+        turns[sum(message["role"] == "user" for message in row["messages"])] += 1
+        seen[group] += 1
+        instruction = stated.get(group, "You are Captain Rex.")
+        put_first = {"role": "user", "content": f"{instruction} {first['content']}"}
+        assert read_request([put_first, *others]).attribute == group
+    assert set(seen) == {*ATTRIBUTES, None}
+    assert seen[None] / 600 == pytest.approx(0.25, abs=0.06)
+    assert (min(turns), max(turns)) == (3, 12)
+    assert turns[3] + turns[4] > turns[10] + turns[11]
+
+
+def test_no_held_out_value_is_stated_in_training() -> None:
+    """A wrong answer may name one by chance; pretraining text, users and instructions never do."""
+    told = [row["text"] for row in GENERATORS["pretraining_text"](rows=4000, seed=0)]
+    told += [row["instruction"] for row in GENERATORS["instructions"](rows=1000, seed=1)]
+    for name in ("demonstrations", "instruction_dialogues", "attribute_dialogues"):
+        for row in GENERATORS[name](rows=1000, seed=2):
+            told += [message["content"] for message in row["messages"] if message["role"] == "user"]
+    text = "\n".join(told)
+    for attribute in ATTRIBUTES.values():
+        if attribute.recall is None:
+            continue
+        values = [" ".join(words) for words in itertools.product(*attribute.words)]
+        held_out = [value for value in values if attribute.recall.is_held_out({"value": value})]
+        assert len(held_out) >= 4
+        assert [value for value in held_out if value in text] == []
+        assert any(value in text for value in values)
 
 
 def test_two_turn_recall_is_demonstrated() -> None:

@@ -1,0 +1,120 @@
+"""How many turns a policy keeps what the first message stated (Table 30).
+
+Each dialogue states attributes in its first message and asks for one of them in its last. The policy answers
+the questions before; at each turn that is measured, the last question is asked in place of that turn's and
+the conversation goes on as if it had not been. So every turn is measured in the same conversations, and no
+recall helps a later one. All answers are greedy: what counts is what the policy remembers, not a draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from llama2_chat.chat_format import ChatFormat
+from llama2_chat.dialogue import Dialogue, Message
+from llama2_chat.errors import UserInputError
+from llama2_chat.evaluation.statistics import Interval, mean, share_interval
+from llama2_chat.generation.conversation import Conversation, sample_conversations
+from llama2_chat.generation.transformers_engine import TransformersEngine
+from llama2_chat.settings import SamplingConfig
+from llama2_chat.testbed.oracle import grade
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """One answer to the question for an attribute, asked at `turn` (1 is the first)."""
+
+    turn: int
+    attribute: str
+    messages: tuple[Message, ...]
+    answer: str
+    kept: bool
+
+    def to_row(self) -> dict[str, Any]:
+        """As a JSON row."""
+        return {
+            "set": "recall",
+            "turn": self.turn,
+            "attribute": self.attribute,
+            "prompt": [message.to_row() for message in self.messages],
+            "response": self.answer,
+            "kept": self.kept,
+        }
+
+
+def measure_recall(
+    engine: TransformersEngine,
+    chat_format: ChatFormat,
+    dialogues: Sequence[Dialogue],
+    *,
+    turns: Sequence[int],
+    sampling: SamplingConfig,
+    seed: int,
+) -> list[Recall]:
+    """Every dialogue's attribute, asked for at each of `turns` (from 2 on).
+
+    Raises:
+        UserInputError: a dialogue has fewer turns than are measured.
+    """
+    sampling = sampling.model_copy(update={"temperature": 0.0})
+    questions = [tuple(m.content for m in d.messages if m.role == "user") for d in dialogues]
+    systems = [d.messages[:1] if d.messages[0].role == "system" else () for d in dialogues]
+    longest = max(turns)
+    if any(len(asked) < longest for asked in questions):
+        raise UserInputError(
+            f"evaluation.attribute_dialogues: recall is measured at turn {longest}, but a dialogue has "
+            f"{min(map(len, questions))}; use longer dialogues (option turns) or change evaluation.recall_turns"
+        )
+    talks = [
+        Conversation(asked[: longest - 1], system) for asked, system in zip(questions, systems, strict=True)
+    ]
+    histories = sample_conversations(engine, chat_format, talks, sampling=sampling, seed=seed)
+    found = []
+    for turn in turns:
+        asking = [
+            Conversation(
+                asked[-1:],
+                (
+                    *system,
+                    *chain.from_iterable(
+                        (Message("user", question), Message("assistant", answer.text))
+                        for question, answer in zip(asked[: turn - 1], history.answers, strict=False)
+                    ),
+                ),
+            )
+            for asked, system, history in zip(questions, systems, histories, strict=True)
+        ]
+        answers = sample_conversations(engine, chat_format, asking, sampling=sampling, seed=seed)
+        for conversation, sampled in zip(asking, answers, strict=True):
+            messages = (*conversation.history, Message("user", conversation.questions[0]))
+            text = sampled.answers[0].text
+            graded = grade(messages, text)
+            if graded.attribute is None:
+                raise UserInputError(
+                    f"evaluation.attribute_dialogues: the last question of a dialogue, "
+                    f'"{conversation.questions[0]}", asks for nothing that was stated'
+                )
+            found.append(Recall(turn, graded.attribute, messages, text, bool(graded.attribute_kept)))
+    return found
+
+
+def recall_metrics(recalls: Sequence[Recall]) -> tuple[dict[str, Any], dict[str, Interval]]:
+    """`attribute_recall` by turn, the same for each attribute, and the intervals by turn."""
+    turns = sorted({recall.turn for recall in recalls})
+    attributes = sorted({recall.attribute for recall in recalls})
+    intervals = {
+        f"attribute_recall.{turn}": share_interval([r.kept for r in recalls if r.turn == turn])
+        for turn in turns
+    }
+    by_attribute = {
+        attribute: {
+            str(turn): mean([float(r.kept) for r in recalls if (r.turn, r.attribute) == (turn, attribute)])
+            for turn in turns
+        }
+        for attribute in attributes
+    }
+    overall = {str(turn): intervals[f"attribute_recall.{turn}"]["mean"] for turn in turns}
+    return {"attribute_recall": overall, "attribute_recall_by_attribute": by_attribute}, intervals
