@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from llama2_chat import interruption
 from llama2_chat.errors import TrainingError, UserInputError
-from llama2_chat.files import remove
+from llama2_chat.files import remove, write_text
 from llama2_chat.models import select_device
 from llama2_chat.progress import track
 from llama2_chat.settings import RunSettings, TrainingConfig
@@ -102,15 +102,8 @@ class StageCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Forget what was logged after the checkpoint that training resumes from."""
-        file = self.directory.metrics_file
-        kept = []
-        if file.exists() and state.global_step > 0:
-            for line in file.read_text(encoding="utf-8").splitlines():
-                record = _parsed(line)
-                if record is not None and record["step"] <= state.global_step:
-                    kept.append(line + "\n")
-        file.write_text("".join(kept), encoding="utf-8")
+        """Metrics and progress go on from the step that training resumes from."""
+        forget_later_steps(self.directory.metrics_file, state.global_step)
         self.bar = self.display.enter_context(
             track(self.description, total=self.steps, unit="steps", done=state.global_step)
         )
@@ -167,7 +160,7 @@ def run_trainer(trainer: Trainer, directory: StageDirectory, description: str) -
         TrainingError: the loss is not finite.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    checkpoint = _last_complete(directory.checkpoints)
+    checkpoint = last_complete_checkpoint(directory.checkpoints)
     trainer.remove_callback(PrinterCallback)
     callback = StageCallback(directory, description, trainer.args.max_steps)
     trainer.add_callback(callback)
@@ -199,7 +192,18 @@ def drop_optimiser_state(checkpoints: Path) -> None:
             file.unlink()
 
 
-def _last_complete(checkpoints: Path) -> Path | None:
+def forget_later_steps(metrics_file: Path, step: int) -> None:
+    """Keep the lines up to `step`, that of the checkpoint which training resumes from; 0 keeps none."""
+    kept = []
+    if metrics_file.exists():
+        for line in metrics_file.read_text(encoding="utf-8").splitlines():
+            record = _parsed(line)
+            if record is not None and record["step"] <= step:
+                kept.append(line + "\n")
+    write_text(metrics_file, "".join(kept))
+
+
+def last_complete_checkpoint(checkpoints: Path) -> Path | None:
     """The newest checkpoint that was written whole; half-written ones are removed."""
     found: list[tuple[int, Path]] = []
     for folder in checkpoints.glob("checkpoint-*"):

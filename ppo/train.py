@@ -1,0 +1,86 @@
+"""The `ppo` stage: prompts and reward models in, a policy that earns more of their reward out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llama2_chat.chat_format import build_chat_format
+from llama2_chat.model_card import model_card
+from llama2_chat.models import load_policy, save_model, seed_everything
+from llama2_chat.ppo.config import PpoConfig
+from llama2_chat.ppo.loop import Models, PpoLoop
+from llama2_chat.ppo.rollout import read_fitting_prompts
+from llama2_chat.ppo.value_model import load_value_model
+from llama2_chat.reward.scoring import RewardScorer
+from llama2_chat.settings import RunSettings
+from llama2_chat.stage import StageDirectory
+from llama2_chat.tokenizers import load_tokenizer
+from llama2_chat.training import drop_optimiser_state
+
+_SUMMARISED = ("score", "helpfulness", "safety")
+
+
+def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirectory) -> dict[str, Any]:
+    """Optimise R̃_c − β KL on `config.prompts` and write `model/`.
+
+    Returns:
+        `iterations`, `prompts`, `dropped_prompts`; means over the first and last tenth of the iterations.
+    """
+
+    def gguf_file(model: str) -> str | None:
+        return settings.base_model.gguf_file if model == settings.base_model.path else None
+
+    tokenizer = load_tokenizer(config.policy, gguf_file(config.policy))
+    chat_format = build_chat_format(settings.chat_format, tokenizer)
+    seed_everything(settings.seed)
+    policy = load_policy(config.policy, settings, gguf_file=gguf_file(config.policy))
+    prompts, dropped = read_fitting_prompts(
+        config.prompts,
+        chat_format,
+        max_new_tokens=config.sampling.max_new_tokens,
+        context_length=int(getattr(policy.config, "max_position_embeddings", 4096)),
+    )
+    start = config.reference or config.policy
+    reference = load_policy(start, settings, gguf_file=gguf_file(start))
+    value = load_value_model(
+        config, settings, tokenizer, directory.events, gguf_file=gguf_file(config.policy)
+    )
+    scorer = RewardScorer.from_pretrained(
+        config.helpfulness, config.safety, safety_threshold=config.safety_threshold, device=settings.device
+    )
+    loop = PpoLoop(
+        config,
+        settings,
+        directory,
+        models=Models(policy, value, reference),
+        prompts=prompts,
+        chat_format=chat_format,
+        scorer=scorer,
+        padding_id=tokenizer.padding_id,
+    )
+    loop.run()
+    save_model(
+        policy, tokenizer, directory.model, settings=settings, card=model_card("ppo", config, settings)
+    )
+    drop_optimiser_state(directory.checkpoints)
+    return {"prompts": len(prompts), "dropped_prompts": dropped, **summarise(directory.metrics_file)}
+
+
+def summarise(metrics_file: Path) -> dict[str, Any]:
+    """Means over the first and last tenth of the iterations; what was not measured is left out."""
+    rows = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    tenth = max(1, len(rows) // 10)
+
+    def mean(name: str, part: list[dict[str, Any]]) -> float:
+        return float(sum(row[name] for row in part) / len(part))
+
+    summary: dict[str, Any] = {"iterations": len(rows)}
+    for name in _SUMMARISED:
+        if rows[0][f"{name}_mean"] is not None:
+            summary[f"{name}_first"] = mean(f"{name}_mean", rows[:tenth])
+            summary[f"{name}_last"] = mean(f"{name}_mean", rows[-tenth:])
+    for name in ("kl_nats", "entropy_nats", "explained_variance", "response_tokens_mean", "incomplete_share"):
+        summary[f"{name}_last"] = mean(name, rows[-tenth:])
+    return summary
