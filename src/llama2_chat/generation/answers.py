@@ -17,11 +17,12 @@ class Answer:
     """A sampled answer.
 
     `text` ends before the first chat tag. `status` says whether it may be trained on: only "complete"
-    answers may; the others were cut off at the length limit, held a chat tag, or are empty.
+    answers may; the others were cut off at the length limit, held a chat tag, are empty, or were not sampled
+    at all because their question is too long for the model's context.
     """
 
     text: str
-    status: Literal["complete", "cut_off", "chat_tag", "empty"]
+    status: Literal["complete", "cut_off", "chat_tag", "empty", "too_long"]
     response: Response
 
 

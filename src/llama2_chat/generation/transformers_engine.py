@@ -7,17 +7,20 @@ for the samples, and rows that have finished leave it. The batch is bounded by a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from llama2_chat import interruption
+from llama2_chat.chat_format import ChatFormat, build_chat_format
+from llama2_chat.generation.decoding import decode, feed
 from llama2_chat.generation.engine import Response
-from llama2_chat.generation.sampling import draw, uniforms_for_prompt
-from llama2_chat.settings import SamplingConfig
-
-_COMPACT_BELOW = 0.75  # Copying the cache pays once a quarter of its rows are dead.
+from llama2_chat.generation.sampling import uniforms_for_prompt
+from llama2_chat.models import load_policy, sampling_dtype
+from llama2_chat.settings import RunSettings, SamplingConfig
+from llama2_chat.tokenizers import load_tokenizer
 
 
 class TransformersEngine:
@@ -31,7 +34,14 @@ class TransformersEngine:
         self.padding_id = padding_id
         self.autocast = autocast
 
-    @torch.no_grad()
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """The model in evaluation mode, without gradients, in the engine's precision."""
+        self.model.train(False)
+        kind = self.model.device.type
+        with torch.no_grad(), torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
+            yield
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -41,7 +51,6 @@ class TransformersEngine:
         seed: int,
     ) -> list[list[Response]]:
         """See `GenerationEngine.generate`."""
-        self.model.train(False)
         responses: list[list[Response]] = [[] for _ in prompts]
         for members, first, count in self._batches(prompts, samples_per_prompt, sampling):
             interruption.raise_if_requested()
@@ -51,9 +60,7 @@ class TransformersEngine:
                     for i in members
                 ]
             )
-            with torch.autocast(
-                self.model.device.type, dtype=self.autocast, enabled=self.autocast is not None
-            ):
+            with self.inference():
                 rows = self._decode([prompts[i] for i in members], count, uniforms, sampling)
             for place, index in enumerate(members):
                 responses[index].extend(rows[place * count : (place + 1) * count])
@@ -79,71 +86,25 @@ class TransformersEngine:
                 for first in range(0, samples, rows):
                     yield [member], first, min(rows, samples - first)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
-        """Last-token logits, cache, attention mask and next position of left-padded prompts."""
-        longest = max(len(prompt) for prompt in prompts)
-        device = self.model.device
-        ids = torch.full((len(prompts), longest), self.padding_id, device=device)
-        mask = torch.zeros((len(prompts), longest), dtype=torch.long, device=device)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-            mask[row, longest - len(prompt) :] = 1
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float(), cache, mask, positions[:, -1:] + 1
-
     def _decode(
         self, prompts: Sequence[Sequence[int]], samples: int, uniforms: Tensor, sampling: SamplingConfig
     ) -> list[Response]:
         """`samples` responses for each prompt, prompt by prompt."""
-        logits, cache, mask, positions = self._prefill(prompts)
-        if samples > 1:
-            cache.batch_repeat_interleave(samples)
-        logits, mask, positions = (x.repeat_interleave(samples, 0) for x in (logits, mask, positions))
-        uniforms = uniforms.to(self.model.device)
-        rows = len(logits)
-        tokens: list[list[int]] = [[] for _ in range(rows)]
-        logprobs: list[list[float]] = [[] for _ in range(rows)]
-        owner = torch.arange(rows, device=self.model.device)  # which response a batch row belongs to
-        alive = torch.ones(rows, dtype=torch.bool, device=self.model.device)
-        for step in range(sampling.max_new_tokens):
-            chosen = draw(
-                logits, uniforms[owner, step], temperature=sampling.temperature, top_p=sampling.top_p
-            )
-            chosen_logprobs = torch.log_softmax(logits, -1).gather(-1, chosen[:, None]).squeeze(1)
-            for row, living, token, logprob in zip(
-                owner.tolist(), alive.tolist(), chosen.tolist(), chosen_logprobs.tolist(), strict=True
-            ):
-                if living:
-                    tokens[row].append(token)
-                    logprobs[row].append(logprob)
-            alive &= chosen != self.stop_id
-            if step + 1 == sampling.max_new_tokens or not bool(alive.any()):
-                break
-            if alive.float().mean() < _COMPACT_BELOW:
-                kept = alive.nonzero().squeeze(1)
-                cache.batch_select_indices(kept)
-                owner, alive, chosen, mask, positions = (
-                    x[kept] for x in (owner, alive, chosen, mask, positions)
-                )
-            mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
-            output = self.model(
-                input_ids=chosen[:, None],
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits, positions = output.logits[:, -1].float(), positions + 1
-        return [
-            Response(ids, values, "stop" if ids and ids[-1] == self.stop_id else "length")
-            for ids, values in zip(tokens, logprobs, strict=True)
-        ]
+        cache = DynamicCache(config=self.model.config)
+        batch = feed(self.model, prompts, padding_id=self.padding_id, cache=cache)
+        batch.repeat(samples)
+        return decode(self.model, batch, uniforms, sampling, stop_id=self.stop_id)
+
+
+def load_engine(path: str, settings: RunSettings) -> tuple[TransformersEngine, ChatFormat]:
+    """An engine on the policy at `path` (a stage's model or the run's base) and its chat format."""
+    gguf_file = settings.base_model.gguf_file if path == settings.base_model.path else None
+    tokenizer = load_tokenizer(path, gguf_file)
+    chat_format = build_chat_format(settings.chat_format, tokenizer)
+    engine = TransformersEngine(
+        load_policy(path, settings, gguf_file=gguf_file),
+        stop_id=chat_format.stop_id,
+        padding_id=tokenizer.padding_id,
+        autocast=sampling_dtype(settings),
+    )
+    return engine, chat_format
