@@ -12,7 +12,7 @@ import traceback
 import typer
 
 from llama2_chat import interruption
-from llama2_chat.cli import data, evaluate, recipes, run, score, stages
+from llama2_chat.cli import chat, data, evaluate, recipes, report, run, score, stages
 from llama2_chat.errors import Llama2ChatError, disk_full, out_of_memory
 
 app = typer.Typer(
@@ -31,6 +31,8 @@ for _kind, _command in stages.COMMANDS.items():
 app.command("score")(score.score)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(data.app, name="data")
+app.command("report")(report.report)
+app.command("chat")(chat.chat)
 
 
 def _print_version(wanted: bool) -> None:

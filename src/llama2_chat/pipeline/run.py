@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,21 @@ def _run_one(recipe: Recipe, path: Path, selection: Selection) -> None:
             evaluation = _evaluate(recipe, run, inputs)
         write_summary(recipe, run, evaluation)
         run.events.write("run_finished")
+        _write_report(run)
+
+
+def _write_report(run: RunDirectory) -> None:
+    """`report.html`. The results are safe by now, so a failure to draw them is said and ends nothing."""
+    from llama2_chat.report.page import write_report
+
+    try:
+        write_report(run.path)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        run.events.write("report_failed", error=problem, traceback=traceback.format_exc())
+        _say(
+            f"the report could not be written ({problem}); `llama2-chat --debug report {run.path}` shows why"
+        )
 
 
 def base_inputs(recipe: Recipe, run: RunDirectory) -> Inputs:

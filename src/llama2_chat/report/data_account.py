@@ -1,0 +1,103 @@
+"""What was dropped from the data and why, from the counts that stages and imports keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, repeat
+from typing import Any
+
+from llama2_chat.report.markup import Html, element, joined, section, table
+from llama2_chat.report.measures import is_number, number, readable
+from llama2_chat.report.run_record import RunRecord
+
+REASONS = {
+    "shortened": "oldest turns left out so that the rest fits the sequence length",
+    "dropped": "the last turn alone is longer than the sequence length",
+    "unrated": "no rating: margin 0",
+    "prompts_without_complete_answer": "no sample of the prompt ended by itself",
+    "cut_off": "the answer reached the length limit",
+    "empty": "the answer is empty",
+    "chat_tag": "the answer holds a chat tag, which ends it",
+}
+"""What the counts mean, in words."""
+
+_NAMES = {
+    "lengths": "dialogues",
+    "sft lengths": "SFT dialogues mixed in",
+    "selection": "prompts",
+    "selection samples": "samples",
+    "held out pairs": "held-out pairs",
+}
+_USED = ("kept", "complete", "imported", "read", "rows", "prompts")
+_NOT_ROWS = ("accuracy", "attainable_accuracy", "controls", "gate", "intervals")
+
+
+def data_account(run: RunRecord) -> Html:
+    """The section; nothing if no stage counted its data."""
+    rows = list(_data_rows(run))
+    for stage in run.stages:
+        accounts = _accounts(stage.metrics)
+        rows += [
+            [stage.name if first else "", *row] for first, row in zip(chain([True], repeat(False)), accounts)
+        ]
+    if not rows:
+        return Html("")
+    seen = [reason for reason in REASONS if any(reason.replace("_", " ") in str(row[3]) for row in rows)]
+    legend = element(
+        "p",
+        joined((joined([element("b", readable(reason)), f": {REASONS[reason]}"]) for reason in seen), "; "),
+        ".",
+        class_="soft",
+    )
+    return section(
+        "What was dropped from the data, and why",
+        table(["stage or data", "what", "used", "not used, or changed"], rows, texts=(0, 1, 3)),
+        legend
+        if seen
+        else element("p", "Nothing was dropped, shortened or left without a rating.", class_="soft"),
+        identifier="dropped",
+    )
+
+
+def _data_rows(run: RunRecord) -> Iterator[list[Any]]:
+    """Data entries whose import or generation reports anything beside the rows it made."""
+    for name, record in run.data.items():
+        report = record.get("report")
+        counts = dict(_counts(report)) if isinstance(report, Mapping) else {}
+        rows = record.get("rows")
+        if counts:
+            others = {key: value for key, value in counts.items() if value and key not in _USED}
+            yield [name, "data entry", number(rows) if isinstance(rows, int) else "", _listed(others)]
+
+
+def _accounts(metrics: Mapping[str, Any], path: str = "") -> Iterator[list[Any]]:
+    """Each mapping of metrics that counts what was kept, with everything else that it counts: name and counts."""
+    for key, value in metrics.items():
+        if not isinstance(value, Mapping) or key in _NOT_ROWS:
+            continue
+        name = f"{path} {readable(key)}".strip()
+        if "kept" in value or "complete" in value:
+            used = value.get("kept", value.get("complete"))
+            nested = {} if "kept" not in value else {k: v for k, v in value.items() if k == "samples"}
+            flat = {k: v for k, v in value.items() if k not in nested}
+            others = {k: v for k, v in _counts(flat) if v and k not in _USED}
+            yield [_NAMES.get(name, name), number(used) if is_number(used) else "", _listed(others)]
+            yield from _accounts(nested, name)
+        else:
+            yield from _accounts(value, name)
+
+
+def _counts(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            # What dropped something is reason enough.
+            yield from _counts(item, prefix if key == "dropped" else f"{prefix}{key}: ")
+        elif isinstance(item, int) and not isinstance(item, bool):
+            yield f"{prefix}{key}", item
+
+
+def _listed(counts: Mapping[str, int]) -> Html:
+    if not counts:
+        return element("span", "nothing", class_="soft")
+    lines = (f"{value:,} {key.replace('_', ' ')}" for key, value in counts.items())
+    return joined(lines, ", ")

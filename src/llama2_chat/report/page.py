@@ -1,0 +1,73 @@
+"""The report of one run as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llama2_chat.files import write_text
+from llama2_chat.report.curves import draw_curve, metric_names
+from llama2_chat.report.data_account import data_account
+from llama2_chat.report.markup import Html, element, figure, figures, folded, joined, page, section
+from llama2_chat.report.overview import heading, pipeline, resolved_recipe, results, times
+from llama2_chat.report.policies import kl_against_reward, policies
+from llama2_chat.report.reward_models import reward_models
+from llama2_chat.report.run_record import RunRecord, StageRecord, read_run
+from llama2_chat.report.samples import samples
+from llama2_chat.report.style import STYLE
+
+REPORT_FILE = "report.html"
+
+
+def write_report(path: Path) -> Path:
+    """Write `RUN/report.html`; returns its path.
+
+    Raises:
+        UserInputError: `path` is no run directory.
+    """
+    run = read_run(path)
+    file = path / REPORT_FILE
+    write_text(file, report_page(run))
+    return file
+
+
+def report_page(run: RunRecord) -> str:
+    """The whole page; a section for which the run holds nothing is left out."""
+    return page(
+        f"{run.name}, seed {run.seed}",
+        heading(run),
+        results(run),
+        pipeline(run),
+        training(run),
+        reward_models(run),
+        policies(run),
+        kl_against_reward(run),
+        samples(run),
+        times(run),
+        data_account(run),
+        resolved_recipe(run),
+        style=STYLE,
+    )
+
+
+def training(run: RunRecord) -> Html:
+    """Curves of every stage over its steps."""
+    return section("Training", *(_stage_curves(stage) for stage in run.stages), identifier="training")
+
+
+def _stage_curves(stage: StageRecord) -> Html:
+    shown, more = (_drawn(stage, names) for names in metric_names(stage))
+    if not shown and not more:
+        return Html("")
+    unfinished = "" if stage.done else element("span", " (not done)", class_="soft")
+    return joined(
+        [
+            element("h3", stage.name, unfinished),
+            figures(shown),
+            folded("More curves", figures(more)) if more else "",
+        ]
+    )
+
+
+def _drawn(stage: StageRecord, names: list[str]) -> list[Html]:
+    drawn = (draw_curve(stage.series, name) for name in names)
+    return [figure(svg) for svg in drawn if svg is not None]
