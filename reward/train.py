@@ -11,6 +11,7 @@ from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 
 from llama2_chat.chat_format import build_chat_format
 from llama2_chat.jsonl import read_preferences
+from llama2_chat.lora import merged, with_adapter
 from llama2_chat.model_card import model_card
 from llama2_chat.models import reward_model_from_policy, save_model, seed_everything
 from llama2_chat.reward.config import RewardConfig
@@ -49,8 +50,9 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     arguments = trainer_arguments(config.training, settings, directory.checkpoints, len(pairs))
     seed_everything(settings.seed)
     pool_at_ends(model)
+    trained_model = with_adapter(model, config.training.lora, settings.seed)
     trainer = MarginRewardTrainer(
-        model=model,
+        model=trained_model,
         args=TrlRewardConfig(**arguments),
         train_dataset=Dataset.from_dict(columns),
         data_collator=lambda batch: collate_pairs(batch, tokenizer.padding_id),
@@ -60,6 +62,7 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     metrics = run_trainer(trainer, directory, f"{directory.path.name}: reward")
     drop_optimiser_state(directory.checkpoints)
     unpool(model)
+    merged(trained_model, directory.adapter)
     save_model(
         model, tokenizer, directory.model, settings=settings, card=model_card("reward", config, settings)
     )

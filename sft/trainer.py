@@ -19,6 +19,7 @@ from trl.trainer.sft_config import SFTConfig as TrlSftConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from llama2_chat.errors import UserInputError
+from llama2_chat.lora import merged, plain_model, with_adapter
 from llama2_chat.packing import IGNORED, collate_rows, pack
 from llama2_chat.settings import RunSettings, TrainingConfig
 from llama2_chat.stage import StageDirectory
@@ -42,7 +43,7 @@ class PackedSftTrainer(SFTTrainer):
         # transformers would copy the placeholder's special tokens into the model's config.
         self.processing_class = None
         assert self.model is not None
-        score_trained_tokens(self.model)  # type: ignore[arg-type]
+        score_trained_tokens(plain_model(self.model))  # type: ignore[arg-type]
 
     def compute_loss(
         self,
@@ -104,7 +105,7 @@ def train_sequences(
     padding_id: int,
     description: str,
 ) -> dict[str, Any]:
-    """Train `model` in place on the tokens that each dialogue's mask selects.
+    """Train `model` in place on the tokens that each dialogue's mask selects; an adapter ends up merged.
 
     Args:
         dialogues: Each at most `training.sequence_length` tokens long.
@@ -132,8 +133,9 @@ def train_sequences(
     )
     arguments = trainer_arguments(training, settings, directory.checkpoints, len(rows))
     cache = model.config.use_cache
+    trained_model = with_adapter(model, training.lora, settings.seed)
     trainer = PackedSftTrainer(
-        model=model,
+        model=trained_model,
         args=TrlSftConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=dataset,
         data_collator=lambda batch: collate_rows(batch, padding_id),
@@ -143,6 +145,7 @@ def train_sequences(
     metrics = run_trainer(trainer, directory, description)
     tokens = sum(len(row.input_ids) for row in rows)
     model.__dict__.pop("forward", None)
+    merged(trained_model, directory.adapter)
     directory.events.write("training_rate", tokens=tokens, seconds=time.perf_counter() - started)
     drop_optimiser_state(directory.checkpoints)
     model.config.use_cache = cache

@@ -59,6 +59,19 @@ class SamplingConfig(StrictModel):
     )
 
 
+class LoraConfig(StrictModel):
+    """Train a low-rank adapter instead of the weights: W + alpha / rank · B A, with B and A of this rank."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="On the adapter's input, in training")
+    target_modules: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Last names of the linear layers that get an adapter; default: all of a Llama's blocks",
+    )
+
+
 class TrainingConfig(StrictModel):
     """Optimiser, schedule and batch of one training run; each stage sets the paper's values as defaults."""
 
@@ -78,3 +91,7 @@ class TrainingConfig(StrictModel):
     min_warmup_steps: int = Field(0, ge=0)
     checkpoint_steps: int = Field(100, ge=1, description="Optimiser steps between two checkpoints")
     gradient_checkpointing: bool = False
+    lora: LoraConfig | None = Field(
+        None,
+        description="Train an adapter, merged at the end; default: train every weight, as the paper does",
+    )

@@ -81,6 +81,11 @@ class StageDirectory:
         return self.path / "model"
 
     @property
+    def adapter(self) -> Path:
+        """The adapter of a stage that trained one; `model` holds it merged."""
+        return self.path / "adapter"
+
+    @property
     def dataset(self) -> Path:
         """The dialogues that a data maker selected."""
         return self.path / "dataset.jsonl"

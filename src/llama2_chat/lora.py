@@ -1,0 +1,83 @@
+"""Low-rank adapters (LoRA) through peft: trained in place of the weights, merged into them at the end.
+
+Hu et al. 2021, arXiv 2106.09685. A training run wraps its model, trains what `with_adapter` returns and ends
+with `merged`, so that every model folder is a plain one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import peft
+from transformers import PreTrainedModel
+
+from llama2_chat.errors import UserInputError
+from llama2_chat.files import atomic_path
+from llama2_chat.models import seed_everything
+from llama2_chat.settings import LoraConfig
+
+
+def with_adapter(model: PreTrainedModel, lora: LoraConfig | None, seed: int) -> PreTrainedModel:
+    """The model with a fresh adapter, whose weights depend only on the seed; without `lora` the model itself.
+
+    Only the adapter is trained, and the scalar head of a reward model in full. The adapter changes nothing
+    until it is trained: B starts at zero.
+
+    Raises:
+        UserInputError: the model has no module of a name in `target_modules`.
+    """
+    if lora is None:
+        return model
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    if unknown := sorted(set(lora.target_modules) - names):
+        raise UserInputError(
+            f"training.lora.target_modules: {', '.join(unknown)} not in this {type(model).__name__}; "
+            f"its modules are {', '.join(sorted(n for n in names if n and not n.isdigit()))}"
+        )
+    scores = hasattr(model, "score")
+    config = peft.LoraConfig(
+        task_type=peft.TaskType.SEQ_CLS if scores else peft.TaskType.CAUSAL_LM,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        modules_to_save=["score"] if scores else None,
+    )
+    seed_everything(seed)
+    adapted: Any = peft.get_peft_model(model, config)
+    return adapted  # type: ignore[no-any-return]
+
+
+def plain_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The model inside an adapter's wrapper, its layers adapted; any other model itself."""
+    inner: PreTrainedModel = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    return inner
+
+
+def merged(model: Any, adapter: Path | None = None) -> PreTrainedModel:
+    """The plain model with its adapter's product added to the weights, in place; any other model as it is.
+
+    Args:
+        adapter: Folder to write the adapter to before, as `peft.PeftModel.from_pretrained` loads it.
+    """
+    if not isinstance(model, peft.PeftModel):
+        return model  # type: ignore[no-any-return]
+    if adapter is not None:
+        _save_adapter(model, adapter)
+    whole: PreTrainedModel = model.merge_and_unload()
+    whole.requires_grad_(True)
+    return whole
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    """Write the adapter atomically; it names its base by the way there, so that a run can be moved."""
+    config = model.active_peft_config
+    base = config.base_model_name_or_path
+    if base and Path(base).is_dir():
+        config.base_model_name_or_path = os.path.relpath(base, folder)
+    with atomic_path(folder) as temporary:
+        # The embeddings are never adapted, and looking for that would ask the hub about the base.
+        model.save_pretrained(temporary, save_embedding_layers=False)
+        (temporary / "README.md").unlink(missing_ok=True)  # peft's is an empty form
