@@ -1,7 +1,8 @@
-"""The value model: a reward model's trunk and scalar head, read at every response token instead of the last."""
+"""The value model: a reward model's trunk under a scalar head that is read at every response token."""
 
 from __future__ import annotations
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from llama2_chat.models import load_reward_model, reward_model_from_policy
@@ -19,22 +20,29 @@ def load_value_model(
     *,
     gguf_file: str | None = None,
 ) -> PreTrainedModel:
-    """A model with one scalar output that reads the policy's token ids.
+    """A model with one scalar output that reads the policy's token ids and at first says 0 everywhere.
 
-    It starts from `config.value`, by default the helpfulness reward model. Where that one was trained with
-    other tokens, the policy's ids mean nothing to it: then from the policy's trunk with a fresh head, and a
-    warning says so.
+    Its trunk is that of `config.value`, by default the helpfulness reward model. Where that one was trained
+    with other tokens, the policy's ids mean nothing to it: then it is the policy's own, and a warning says so.
+
+    The head starts at 0, the mean of whitened scores. A reward model's own head has been trained at the last
+    token alone and on another scale; in the middle of a response it says nothing yet, loudly.
     """
     source = config.value or config.helpfulness
     if same_tokens(tokenizer, load_tokenizer(source)):
-        return load_reward_model(source, settings)
-    events.write(
-        "warning",
-        message=f"value: {source} has another tokenizer than the policy, so the value model starts from the "
-        "policy's trunk with a fresh head; name a reward model of the policy's own tokenizer in `value`, or "
-        "give it time with training.warmup_iterations",
-    )
-    return reward_model_from_policy(config.policy, settings, gguf_file=gguf_file)
+        model = load_reward_model(source, settings)
+    else:
+        events.write(
+            "warning",
+            message=f"value: {source} has another tokenizer than the policy, so the value model starts from the "
+            "policy's trunk; name a reward model of the policy's own tokenizer in `value`, or give it time with "
+            "training.warmup_iterations",
+        )
+        model = reward_model_from_policy(config.policy, settings, gguf_file=gguf_file)
+    head: nn.Module = model.score  # type: ignore[assignment]
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+    return model
 
 
 def same_tokens(left: ChatTokenizer, right: ChatTokenizer) -> bool:

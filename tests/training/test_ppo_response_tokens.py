@@ -1,0 +1,80 @@
+"""Log-probabilities and values of packed responses against one sample at a time under the model's own forward."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import LlamaForSequenceClassification
+
+from llama2_chat.logprobs import response_logprobs
+from llama2_chat.ppo.response_tokens import (
+    pack_responses,
+    policy_logprobs,
+    response_mask,
+    to_grid,
+    token_values,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def samples() -> tuple[list[list[int]], list[list[int]]]:
+    rng = random.Random(0)
+    prompts = [[1, *(rng.randrange(3, 50) for _ in range(rng.randrange(9)))] for _ in range(12)]
+    responses = [[rng.randrange(3, 50) for _ in range(rng.randrange(1, 8))] for _ in range(12)]
+    return prompts, responses
+
+
+def flat(rows: list[list[float]]) -> torch.Tensor:
+    return torch.tensor([value for row in rows for value in row])
+
+
+@pytest.mark.parametrize("padding_id", [0, 2, 17])
+def test_logprobs_equal_one_sample_at_a_time(tiny_llama, samples, padding_id: int) -> None:
+    model = tiny_llama()
+    prompts, responses = samples
+    tokens = pack_responses(prompts, responses, padding_id=padding_id, device=CPU)
+    assert len(tokens.input_ids) < len(prompts)
+    assert tokens.targets.tolist() == [token for response in responses for token in response]
+    with torch.no_grad():
+        found = policy_logprobs(model, tokens)
+        expected = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            logits = model(torch.tensor([[*prompt, *response]])).logits[0]
+            for place, token in enumerate(response, start=len(prompt) - 1):
+                expected.append(torch.log_softmax(logits[place], -1)[token])
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
+    shared = flat(response_logprobs(model, prompts, responses, padding_id=padding_id))
+    torch.testing.assert_close(found, shared, rtol=1e-5, atol=1e-5)
+
+
+def test_a_value_is_read_before_its_token(tiny_llama, samples) -> None:
+    config = tiny_llama().config
+    config.num_labels = 1
+    config.pad_token_id = 0
+    torch.manual_seed(1)
+    model = LlamaForSequenceClassification(config).eval()
+    prompts, responses = samples
+    with torch.no_grad():
+        found = token_values(model, pack_responses(prompts, responses, padding_id=0, device=CPU))
+        expected = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            for length in range(len(response)):
+                # The state before a token holds neither it nor what follows.
+                hidden = model.model(torch.tensor([[*prompt, *response[:length]]])).last_hidden_state
+                expected.append(model.score(hidden[0, -1]).squeeze())
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_the_grid_holds_each_response_in_its_row_and_lets_gradients_through() -> None:
+    mask = response_mask([[5], [6, 7, 8], [9, 9]])
+    assert mask.tolist() == [[True, False, False], [True, True, True], [True, True, False]]
+    values = torch.arange(1.0, 7.0, requires_grad=True)
+    grid = to_grid(values, mask)
+    assert grid.tolist() == [[1, 0, 0], [2, 3, 4], [5, 6, 0]]
+    (grid * torch.arange(9.0).view(3, 3)).sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [0, 3, 4, 5, 6, 7]

@@ -1,0 +1,100 @@
+"""A batch's prompts, responses and scores are functions of seed and iteration, and unfit answers earn nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama2_chat.dialogue import Message, Prompt
+from llama2_chat.generation.answers import Answer
+from llama2_chat.generation.engine import Response
+from llama2_chat.generation.transformers_engine import TransformersEngine
+from llama2_chat.ppo.config import PpoConfig
+from llama2_chat.ppo.rollout import EncodedPrompt, prompt_order, rewards_of, sample_batch
+from llama2_chat.reward.scoring import Score
+from llama2_chat.settings import SamplingConfig
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 5))
+def test_prompts_come_in_whole_shuffled_epochs(count: int, batch_size: int, seed: int) -> None:
+    drawn = [
+        index
+        for iteration in range(6)
+        for index in prompt_order(count, batch_size=batch_size, iteration=iteration, seed=seed)
+    ]
+    assert len(drawn) == 6 * batch_size
+    epochs = [drawn[start : start + count] for start in range(0, len(drawn), count)]
+    assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
+    times = Counter(drawn)
+    assert max(times.values()) - min(times.get(index, 0) for index in range(count)) <= 1
+
+
+def test_the_order_differs_by_epoch_and_seed() -> None:
+    def order(iteration: int, seed: int) -> list[int]:
+        return prompt_order(50, batch_size=50, iteration=iteration, seed=seed)
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(iteration, seed)) for iteration in range(3) for seed in range(3)}) == 9
+
+
+def test_equal_prompts_and_later_iterations_get_samples_of_their_own(tiny_llama) -> None:
+    engine = TransformersEngine(tiny_llama(), stop_id=2, padding_id=0)
+    chat_format = SimpleNamespace(decode_response=lambda ids: " ".join(map(str, ids)))
+    prompt = EncodedPrompt(Prompt((Message("user", "Hi"),)), [1, 5, 6])
+    other = EncodedPrompt(Prompt((Message("user", "Ho"),)), [1, 7])
+
+    def sample(prompts: list[EncodedPrompt], iteration: int) -> list[list[int]]:
+        answers = sample_batch(
+            engine, chat_format, prompts, sampling=SamplingConfig(max_new_tokens=8), iteration=iteration, seed=0
+        )  # fmt: skip
+        return [answer.response.token_ids for answer in answers]
+
+    batch = [prompt, other, prompt, prompt]
+    first, again, later = sample(batch, 0), sample(batch, 0), sample(batch, 1)
+    assert first == again
+    assert len({tuple(ids) for ids in [*first, *later]}) == 8
+    assert sample([other, prompt], 0) == [first[1], first[0]]
+
+
+def answer(status: str) -> Answer:
+    return Answer("text", status, Response([5, 2], [-1.0, -1.0], "stop"))  # type: ignore[arg-type]
+
+
+def score(helpfulness: float, safety: float | None = None, branch: str = "helpfulness") -> Score:
+    return Score(helpfulness, safety, 0.5, None, branch, 0.5)  # type: ignore[arg-type]
+
+
+def config(**changes) -> PpoConfig:
+    return PpoConfig(policy="p", helpfulness="h", prompts=["f"], **changes)
+
+
+SCORES = [score(3.0), score(9.0, -1.0, "safety"), score(1.0), score(7.0), score(-4.0)]
+ANSWERS = [answer(s) for s in ("complete", "complete", "complete", "cut_off", "empty")]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        # The lowest complete score is the second's safety score; the cut-off answer's 7 counts for nothing.
+        ("lowest", [3.0, -1.0, 1.0, -1.0, -1.0]),
+        ("own", [3.0, -1.0, 1.0, 7.0, -4.0]),
+    ],
+)
+def test_unfit_answers_score_as_the_lowest_complete_one(rule: str, expected: list[float]) -> None:
+    raw = rewards_of(SCORES, ANSWERS, config(incomplete=rule, whiten_scores=False))
+    assert raw.tolist() == expected
+    whitened = rewards_of(SCORES, ANSWERS, config(incomplete=rule))
+    by_hand = torch.tensor(expected)
+    by_hand = (by_hand - by_hand.mean()) / by_hand.std(correction=0)
+    torch.testing.assert_close(whitened, by_hand, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_complete_answer_all_are_equally_bad() -> None:
+    rewards = rewards_of(SCORES[3:], ANSWERS[3:], config(whiten_scores=False))
+    assert rewards.tolist() == [-4.0, -4.0]
+    assert rewards_of(SCORES[3:], ANSWERS[3:], config()).tolist() == [0.0, 0.0]
