@@ -20,18 +20,20 @@ from llama2_chat.training import COMPLETE_MARKER, last_complete_checkpoint
 _KEPT = 2
 
 
-def save_checkpoint(
-    checkpoints: Path, iteration: int, models: Mapping[str, nn.Module], optimisers: Mapping[str, Optimizer]
-) -> None:
+Trained = Mapping[str, tuple[nn.Module, Optimizer]]
+"""Each model that is trained, by name, with its optimiser."""
+
+
+def save_checkpoint(checkpoints: Path, iteration: int, trained: Trained) -> None:
     """Write `checkpoint-<iteration>` whole or not at all; the two newest are kept."""
     folder = checkpoints / f"checkpoint-{iteration}"
     if (folder / COMPLETE_MARKER).exists():
         return
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        for name, model in models.items():
+        for name, (model, _) in trained.items():
             safetensors.torch.save_model(model, str(temporary / f"{name}.safetensors"))
-        states = {name: optimiser.state_dict() for name, optimiser in optimisers.items()}
+        states = {name: optimiser.state_dict() for name, (_, optimiser) in trained.items()}
         torch.save(states, temporary / "optimizer.pt")
         (temporary / COMPLETE_MARKER).touch()
     older = sorted(checkpoints.glob("checkpoint-*"), key=_iteration)[:-_KEPT]
@@ -39,18 +41,15 @@ def save_checkpoint(
         remove(old)
 
 
-def restore_checkpoint(
-    checkpoints: Path, models: Mapping[str, nn.Module], optimisers: Mapping[str, Optimizer]
-) -> int:
+def restore_checkpoint(checkpoints: Path, trained: Trained) -> int:
     """Load the newest whole checkpoint, if there is one; returns the iterations that are done."""
     folder = last_complete_checkpoint(checkpoints)
     if folder is None:
         return 0
-    for name, model in models.items():
-        safetensors.torch.load_model(model, str(folder / f"{name}.safetensors"))
     # weights_only: tensors and plain containers, never code from a pickle.
     states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    for name, optimiser in optimisers.items():
+    for name, (model, optimiser) in trained.items():
+        safetensors.torch.load_model(model, str(folder / f"{name}.safetensors"))
         optimiser.load_state_dict(states[name])
     return _iteration(folder)
 

@@ -8,40 +8,31 @@ batch is therefore off-policy from its first step.
 from __future__ import annotations
 
 import json
-import math
 import os
-import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from llama2_chat import interruption
 from llama2_chat.chat_format import ChatFormat
-from llama2_chat.errors import TrainingError
 from llama2_chat.generation.answers import Answer
 from llama2_chat.generation.transformers_engine import TransformersEngine
-from llama2_chat.masked_stats import masked_mean, whiten
+from llama2_chat.masked_stats import masked_mean
 from llama2_chat.models import sampling_dtype
-from llama2_chat.ppo.advantages import generalized_advantages
 from llama2_chat.ppo.checkpoint import restore_checkpoint, save_checkpoint
 from llama2_chat.ppo.config import PpoConfig
-from llama2_chat.ppo.losses import policy_loss, value_loss
-from llama2_chat.ppo.optimiser import build_optimiser, disable_dropout
-from llama2_chat.ppo.response_tokens import (
-    ResponseTokens,
-    pack_responses,
-    policy_logprobs,
-    response_mask,
-    to_grid,
-    token_values,
+from llama2_chat.ppo.experience import (
+    Experience,
+    MiniBatch,
+    Models,
+    gather_experience,
+    split_into_mini_batches,
 )
-from llama2_chat.ppo.rewards import token_rewards
+from llama2_chat.ppo.learners import Learner, PolicyLearner, ValueLearner, disable_dropout
+from llama2_chat.ppo.response_tokens import response_mask
 from llama2_chat.ppo.rollout import (
     EncodedPrompt,
     prompt_order,
@@ -55,39 +46,6 @@ from llama2_chat.reward.scoring import RewardScorer, Score
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import StageDirectory
 from llama2_chat.training import forget_later_steps
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """What PPO trains (policy and value model) and what it only asks (reference)."""
-
-    policy: PreTrainedModel
-    value: PreTrainedModel
-    reference: PreTrainedModel
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Samples that share a forward pass: their places in the batch and their packed tokens."""
-
-    members: Tensor
-    tokens: ResponseTokens
-
-
-MiniBatch = list[MicroBatch]
-"""The samples of one gradient step, in the pieces that fit into memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Experience:
-    """What the steps on a batch take as given: (B, T) each, on the models' device."""
-
-    mask: Tensor
-    logprobs: Tensor
-    reference_logprobs: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
 
 
 class PpoLoop:
@@ -108,25 +66,19 @@ class PpoLoop:
         self.config, self.settings, self.directory = config, settings, directory
         self.models, self.prompts = models, prompts
         self.chat_format, self.scorer, self.padding_id = chat_format, scorer, padding_id
-        self.trained: dict[str, nn.Module] = {"policy": models.policy, "value": models.value}
-        training = config.training
-        rates = {"policy": training.learning_rate, "value": training.value_learning_rate}
-        self.optimisers = {
-            name: build_optimiser(model, training, rates[name] or training.learning_rate)
-            for name, model in self.trained.items()
-        }
-        for model in (models.policy, models.value, models.reference):
-            disable_dropout(model)
-        if training.gradient_checkpointing:
-            for model in (models.policy, models.value):
-                model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
-        self.engine = TransformersEngine(
-            models.policy,
-            stop_id=chat_format.stop_id,
-            padding_id=padding_id,
-            autocast=sampling_dtype(settings),
-        )
+        self.autocast = sampling_dtype(settings)
         self.device = models.policy.device
+        rate = config.training.learning_rate
+        value_rate = config.training.value_learning_rate or rate
+        self.learners: list[Learner] = [
+            PolicyLearner(models.policy, config, rate, self.autocast),
+            ValueLearner(models.value, config, value_rate, self.autocast),
+        ]
+        disable_dropout(models.reference)
+        self.trained = {learner.name: (learner.model, learner.optimiser) for learner in self.learners}
+        self.engine = TransformersEngine(
+            models.policy, stop_id=chat_format.stop_id, padding_id=padding_id, autocast=self.autocast
+        )
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.tokens: defaultdict[str, int] = defaultdict(int)
 
@@ -138,7 +90,7 @@ class PpoLoop:
             TrainingError: a loss or gradient is not finite.
         """
         training, directory = self.config.training, self.directory
-        done = restore_checkpoint(directory.checkpoints, self.trained, self.optimisers)
+        done = restore_checkpoint(directory.checkpoints, self.trained)
         forget_later_steps(directory.metrics_file, done)
         directory.events.write("ppo_started", iterations=training.iterations, resumed_from=done)
         description = f"{directory.path.name}: PPO"
@@ -167,20 +119,19 @@ class PpoLoop:
             self._save(iteration)  # nothing has moved since the last iteration
             raise
         with self._timed("training"):
-            prompt_ids = [prompt.ids for prompt in prompts]
-            responses = [answer.response.token_ids for answer in answers]
-            # The first epoch's mini-batches are also those of the passes without gradient: the same
-            # arithmetic on the same rows, so the first step's ratios are 1 to the last bit.
-            first_epoch = self._mini_batches(prompt_ids, responses, iteration, epoch=0)
-            mask = response_mask(responses).to(self.device)
-            earned = rewards_of(scores, answers, self.config).to(self.device)
-            experience = self._experience(first_epoch, mask, earned)
-            steps = []
-            for epoch in range(self.config.training.epochs_per_batch):
-                mini_batches = (
-                    self._mini_batches(prompt_ids, responses, iteration, epoch) if epoch else first_epoch
-                )
-                steps += [self._step(mini_batch, experience, iteration) for mini_batch in mini_batches]
+            mini_batches = self._mini_batches(prompts, answers, iteration, epoch=0)
+            experience = gather_experience(
+                self.models,
+                mini_batches,
+                response_mask([answer.response.token_ids for answer in answers]).to(self.device),
+                rewards_of(scores, answers, self.config).to(self.device),
+                self.config,
+                self.autocast,
+            )
+            steps = self._steps(mini_batches, experience, iteration)
+            for epoch in range(1, self.config.training.epochs_per_batch):
+                mini_batches = self._mini_batches(prompts, answers, iteration, epoch)
+                steps += self._steps(mini_batches, experience, iteration)
         return _measures(scores, answers, experience) | _mean_of_steps(steps)
 
     def _sample(self, iteration: int) -> tuple[list[EncodedPrompt], list[Answer]]:
@@ -206,111 +157,30 @@ class PpoLoop:
         return prompts, answers
 
     def _mini_batches(
-        self, prompts: list[list[int]], responses: list[list[int]], iteration: int, epoch: int
+        self, prompts: Sequence[EncodedPrompt], answers: Sequence[Answer], iteration: int, epoch: int
     ) -> list[MiniBatch]:
-        """The batch in random mini-batches; samples of similar length share a micro-batch."""
-        training = self.config.training
-        order = list(range(len(prompts)))
-        random.Random(f"mini-batches:{self.settings.seed}:{iteration}:{epoch}").shuffle(order)
-        size, micro = training.mini_batch_size, training.micro_batch_size or training.mini_batch_size
-        result = []
-        for start in range(0, len(order), size):
-            members = sorted(
-                order[start : start + size], key=lambda i: (len(prompts[i]) + len(responses[i]), i)
-            )
-            parts = [members[first : first + micro] for first in range(0, len(members), micro)]
-            result.append([self._micro_batch(part, prompts, responses) for part in parts])
-        return result
-
-    def _micro_batch(
-        self, members: list[int], prompts: list[list[int]], responses: list[list[int]]
-    ) -> MicroBatch:
-        tokens = pack_responses(
-            [prompts[i] for i in members],
-            [responses[i] for i in members],
+        return split_into_mini_batches(
+            [prompt.ids for prompt in prompts],
+            [answer.response.token_ids for answer in answers],
+            self.config.training,
+            shuffled_by=f"mini-batches:{self.settings.seed}:{iteration}:{epoch}",
             padding_id=self.padding_id,
             device=self.device,
         )
-        return MicroBatch(torch.tensor(members, device=self.device), tokens)
 
-    @torch.no_grad()
-    def _experience(self, mini_batches: list[MiniBatch], mask: Tensor, scores: Tensor) -> Experience:
-        """Log-probabilities and values before any step, and what follows from them and the scores."""
-        config = self.config
-        logprobs, reference_logprobs, values = (torch.zeros(mask.shape, device=self.device) for _ in range(3))
-        for micro_batch in (part for mini_batch in mini_batches for part in mini_batch):
-            members, tokens = micro_batch.members, micro_batch.tokens
-            inside = mask[members]
-            with self._autocast():
-                logprobs[members] = to_grid(policy_logprobs(self.models.policy, tokens), inside)
-                reference_logprobs[members] = to_grid(policy_logprobs(self.models.reference, tokens), inside)
-                values[members] = to_grid(token_values(self.models.value, tokens), inside)
-        rewards = token_rewards(
-            logprobs, reference_logprobs, scores, response_mask=mask, kl_coefficient=config.kl_coefficient
-        )
-        advantages, returns = generalized_advantages(
-            rewards, values, response_mask=mask, discount=config.discount, gae_lambda=config.gae_lambda
-        )
-        if config.whiten_advantages:
-            advantages = whiten(advantages, mask)
-        return Experience(mask, logprobs, reference_logprobs, values, advantages, returns)
-
-    def _step(self, mini_batch: MiniBatch, experience: Experience, iteration: int) -> dict[str, float]:
-        """One gradient step of each model on all tokens of the mini-batch together."""
-        names = ["value"] if iteration < self.config.training.warmup_iterations else ["policy", "value"]
-        in_step = sum(len(micro_batch.tokens.targets) for micro_batch in mini_batch)
-        sums: defaultdict[str, float] = defaultdict(float)
-        for name in names:
-            self.trained[name].train()
-            for micro_batch in mini_batch:
-                share = len(micro_batch.tokens.targets) / in_step
-                for measure, value in self._backward(name, micro_batch, experience, share).items():
-                    sums[measure] += share * value
-            norm = nn.utils.clip_grad_norm_(
-                self.trained[name].parameters(), self.config.training.max_grad_norm
-            ).item()
-            if not (math.isfinite(sums[f"{name}_loss"]) and math.isfinite(norm)):
-                rate = "learning_rate" if name == "policy" else "value_learning_rate"
-                raise TrainingError(
-                    f"the {name} loss became {sums[f'{name}_loss']} (gradient norm {norm}) in iteration "
-                    f"{iteration + 1}; lower training.{rate}"
-                )
-            sums[f"{name}_grad_norm"] = norm
-            self.optimisers[name].step()
-            self.optimisers[name].zero_grad()
-            self.trained[name].eval()
-        return dict(sums)
-
-    def _backward(
-        self, name: str, micro_batch: MicroBatch, experience: Experience, share: float
-    ) -> dict[str, float]:
-        """Add `share` of a micro-batch's mean loss to the gradient of one model."""
-        members, tokens = micro_batch.members, micro_batch.tokens
-        mask = experience.mask[members]
-        if name == "policy":
-            with self._autocast():
-                logprobs = to_grid(policy_logprobs(self.models.policy, tokens), mask)
-            loss, clipped = policy_loss(
-                logprobs,
-                experience.logprobs[members],
-                experience.advantages[members],
-                response_mask=mask,
-                clip_range=self.config.clip_range,
-            )
-            measures = {"policy_loss": loss.item(), "clip_fraction": clipped.item()}
-        else:
-            with self._autocast():
-                values = to_grid(token_values(self.models.value, tokens), mask)
-            loss = value_loss(
-                values,
-                experience.values[members],
-                experience.returns[members],
-                response_mask=mask,
-                clip_range=self.config.value_clip_range,
-            )
-            measures = {"value_loss": loss.item()}
-        (loss * share).backward()  # type: ignore[no-untyped-call]
-        return measures
+    def _steps(
+        self, mini_batches: Sequence[MiniBatch], experience: Experience, iteration: int
+    ) -> list[dict[str, float]]:
+        """One gradient step of each model on each mini-batch; of the value model alone in the warm-up."""
+        warming_up = iteration < self.config.training.warmup_iterations
+        learners = [learner for learner in self.learners if not (warming_up and learner.name == "policy")]
+        steps = []
+        for mini_batch in mini_batches:
+            measures: dict[str, float] = {}
+            for learner in learners:
+                measures |= learner.step(mini_batch, experience)
+            steps.append(measures)
+        return steps
 
     def _log(self, iteration: int, measures: dict[str, float | None]) -> None:
         """One line an iteration, on disk before any checkpoint that counts on it."""
@@ -320,11 +190,10 @@ class PpoLoop:
             os.fsync(stream.fileno())
 
     def _save(self, iterations: int) -> None:
-        save_checkpoint(self.directory.checkpoints, iterations, self.trained, self.optimisers)
+        save_checkpoint(self.directory.checkpoints, iterations, self.trained)
 
     def _autocast(self) -> torch.autocast:
-        dtype = sampling_dtype(self.settings)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -10,7 +10,8 @@ from llama2_chat.chat_format import build_chat_format
 from llama2_chat.model_card import model_card
 from llama2_chat.models import load_policy, save_model, seed_everything
 from llama2_chat.ppo.config import PpoConfig
-from llama2_chat.ppo.loop import Models, PpoLoop
+from llama2_chat.ppo.experience import Models
+from llama2_chat.ppo.loop import PpoLoop
 from llama2_chat.ppo.rollout import read_fitting_prompts
 from llama2_chat.ppo.value_model import load_value_model
 from llama2_chat.reward.scoring import RewardScorer

@@ -14,7 +14,7 @@ from llama2_chat import interruption
 from llama2_chat.errors import TrainingError, UserInputError
 from llama2_chat.files import sha256_of
 from llama2_chat.jsonl import write_rows
-from llama2_chat.ppo import loop, value_model
+from llama2_chat.ppo import learners, loop, value_model
 from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.ppo.train import run_stage
 
@@ -90,13 +90,13 @@ def test_times_go_to_the_events(ppo) -> None:
 
 def test_the_first_ratios_are_exactly_1(settings, stage_at, ppo_config, monkeypatch) -> None:
     seen = []
-    original = loop.policy_loss
+    original = learners.policy_loss
 
     def watched(logprobs, old_logprobs, advantages, **rest):
         seen.append(torch.exp(logprobs - old_logprobs).detach())
         return original(logprobs, old_logprobs, advantages, **rest)
 
-    monkeypatch.setattr(loop, "policy_loss", watched)
+    monkeypatch.setattr(learners, "policy_loss", watched)
     config = ppo_config(training={"iterations": 1, "micro_batch_size": 4})
     run_stage(config, settings, stage_at("ppo-ratios"))
     assert len(seen) == 4  # two mini-batches of two micro-batches
@@ -113,7 +113,7 @@ def test_accumulated_micro_batches_equal_one_batch(settings, stage_at, ppo_confi
         gradients.append([parameter.grad.clone() for parameter in parameters])
         return original(parameters, limit)
 
-    monkeypatch.setattr(loop.nn.utils, "clip_grad_norm_", watched)
+    monkeypatch.setattr(learners.nn.utils, "clip_grad_norm_", watched)
     found = []
     for name, micro in (("whole", None), ("parts", 3)):
         gradients.clear()
@@ -161,15 +161,15 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_byte(
     settings, stage_at, ppo, ppo_config, monkeypatch
 ) -> None:
     directory = stage_at("ppo-killed")
-    original = loop.PpoLoop._step
+    original = learners.ValueLearner.step
+    steps = iter(range(100))
 
-    def dies_between_two_steps(self, mini_batch, experience, iteration):
-        if iteration == 3 and died_after.pop():
+    def dies_between_two_steps(self, mini_batch, experience):
+        if next(steps) == 7:  # the last of the fourth iteration, after the policy's
             raise KeyboardInterrupt
-        return original(self, mini_batch, experience, iteration)
+        return original(self, mini_batch, experience)
 
-    died_after = [True, False]
-    monkeypatch.setattr(loop.PpoLoop, "_step", dies_between_two_steps)
+    monkeypatch.setattr(learners.ValueLearner, "step", dies_between_two_steps)
     with pytest.raises(KeyboardInterrupt):
         run_stage(ppo_config(), settings, directory)
     # What a kill in the middle of a write leaves: half a line, half a checkpoint.
@@ -250,8 +250,8 @@ def test_a_value_model_of_another_tokenizer_starts_from_the_policy(
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(settings, stage_at, ppo_config, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "value_loss", lambda values, *_, **__: values.sum() * float("nan"))
-    with pytest.raises(TrainingError, match=r"value loss became nan .*iteration 1; lower training\.value"):
+    monkeypatch.setattr(learners, "value_loss", lambda values, *_, **__: values.sum() * float("nan"))
+    with pytest.raises(TrainingError, match=r"value loss became nan .*; lower training\.value_learning"):
         run_stage(ppo_config(), settings, stage_at("ppo-nan"))
 
 

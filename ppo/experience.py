@@ -1,0 +1,133 @@
+"""From sampled and scored responses to what the gradient steps take as given.
+
+B responses of an iteration, T tokens of the longest; a mask is True at response tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llama2_chat.masked_stats import whiten
+from llama2_chat.ppo.advantages import generalized_advantages
+from llama2_chat.ppo.config import PpoConfig, PpoTraining
+from llama2_chat.ppo.response_tokens import (
+    ResponseTokens,
+    pack_responses,
+    policy_logprobs,
+    to_grid,
+    token_values,
+)
+from llama2_chat.ppo.rewards import token_rewards
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """What PPO trains (policy and value model) and what it only asks (reference)."""
+
+    policy: PreTrainedModel
+    value: PreTrainedModel
+    reference: PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Responses that share a forward pass: their places among the B and their packed tokens."""
+
+    members: Tensor
+    tokens: ResponseTokens
+
+
+MiniBatch = list[MicroBatch]
+"""The responses of one gradient step, in the pieces that fit into memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """(B, T) each, on the models' device, as the models were before the first step on the batch."""
+
+    mask: Tensor
+    logprobs: Tensor
+    reference_logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def split_into_mini_batches(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    training: PpoTraining,
+    *,
+    shuffled_by: str,
+    padding_id: int,
+    device: torch.device,
+) -> list[MiniBatch]:
+    """A random partition of the batch; in a mini-batch, responses of similar length share a micro-batch.
+
+    Args:
+        shuffled_by: What the partition is a function of.
+    """
+    order = list(range(len(prompts)))
+    random.Random(shuffled_by).shuffle(order)
+    size, micro_size = training.mini_batch_size, training.micro_batch_size or training.mini_batch_size
+
+    def micro_batch(members: list[int]) -> MicroBatch:
+        tokens = pack_responses(
+            [prompts[i] for i in members],
+            [responses[i] for i in members],
+            padding_id=padding_id,
+            device=device,
+        )
+        return MicroBatch(torch.tensor(members, device=device), tokens)
+
+    mini_batches = []
+    for start in range(0, len(order), size):
+        members = sorted(order[start : start + size], key=lambda i: (len(prompts[i]) + len(responses[i]), i))
+        mini_batches.append(
+            [micro_batch(members[first : first + micro_size]) for first in range(0, len(members), micro_size)]
+        )
+    return mini_batches
+
+
+@torch.no_grad()
+def gather_experience(
+    models: Models,
+    mini_batches: Sequence[MiniBatch],
+    mask: Tensor,
+    scores: Tensor,
+    config: PpoConfig,
+    autocast: torch.dtype | None,
+) -> Experience:
+    """Log-probabilities and values before any step, and what follows from them and the scores.
+
+    Computed in the mini-batches of the first epoch: the same arithmetic on the same rows, so that the first
+    step's ratios are 1 to the last bit.
+
+    Args:
+        mask: bool (B, T).
+        scores: (B,) R̃_c.
+    """
+    device = mask.device
+    logprobs, reference_logprobs, values = (torch.zeros(mask.shape, device=device) for _ in range(3))
+    for micro_batch in (part for mini_batch in mini_batches for part in mini_batch):
+        members, tokens = micro_batch.members, micro_batch.tokens
+        inside = mask[members]
+        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+            logprobs[members] = to_grid(policy_logprobs(models.policy, tokens), inside)
+            reference_logprobs[members] = to_grid(policy_logprobs(models.reference, tokens), inside)
+            values[members] = to_grid(token_values(models.value, tokens), inside)
+    rewards = token_rewards(
+        logprobs, reference_logprobs, scores, response_mask=mask, kl_coefficient=config.kl_coefficient
+    )
+    advantages, returns = generalized_advantages(
+        rewards, values, response_mask=mask, discount=config.discount, gae_lambda=config.gae_lambda
+    )
+    if config.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    return Experience(mask, logprobs, reference_logprobs, values, advantages, returns)
