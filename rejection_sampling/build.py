@@ -8,12 +8,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from llama2_chat.chat_format import build_chat_format
 from llama2_chat.errors import UserInputError
-from llama2_chat.generation.transformers_engine import TransformersEngine
+from llama2_chat.generation.transformers_engine import load_engine
 from llama2_chat.jsonl import read_prompts, read_rows, write_rows
 from llama2_chat.model_card import model_card
-from llama2_chat.models import load_policy, sampling_dtype
 from llama2_chat.rejection_sampling.config import RejectionSamplingConfig
 from llama2_chat.rejection_sampling.sample import sample_and_score
 from llama2_chat.rejection_sampling.select import select
@@ -21,7 +19,6 @@ from llama2_chat.reward.scoring import RewardScorer
 from llama2_chat.settings import RunSettings
 from llama2_chat.sft.made_data import fine_tune
 from llama2_chat.stage import StageDirectory
-from llama2_chat.tokenizers import load_tokenizer
 
 
 def run_stage(
@@ -53,14 +50,7 @@ def _sample(config: RejectionSamplingConfig, settings: RunSettings, directory: S
     prompts = list(chain.from_iterable(read_prompts(Path(file)) for file in config.prompts))
     if not prompts:
         raise UserInputError(f"{', '.join(config.prompts)}: no prompt to sample from")
-    tokenizer = load_tokenizer(config.policy)
-    chat_format = build_chat_format(settings.chat_format, tokenizer)
-    engine = TransformersEngine(
-        load_policy(config.policy, settings),
-        stop_id=chat_format.stop_id,
-        padding_id=tokenizer.padding_id,
-        autocast=sampling_dtype(settings),
-    )
+    engine, chat_format = load_engine(config.policy, settings)
     scorer = RewardScorer.from_pretrained(
         config.helpfulness, config.safety, safety_threshold=config.safety_threshold, device=settings.device
     )

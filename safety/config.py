@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from llama2_chat.dialogue import refuse_chat_tags
 from llama2_chat.settings import DataReference, ModelReference, SamplingConfig, StrictModel
 from llama2_chat.sft.config import SftTraining
 
@@ -39,3 +40,11 @@ class ContextDistillationConfig(StrictModel):
         0.5, ge=0.0, lt=1.0, description="Share of SFT dialogues in the fine-tuning mix, if there are any"
     )
     training: SftTraining = SftTraining()
+
+    @field_validator("preprompt", "adjectives", "category_templates")
+    @classmethod
+    def _no_chat_tags(cls, value: str | list[str] | dict[str, str]) -> str | list[str] | dict[str, str]:
+        texts = [value] if isinstance(value, str) else value.values() if isinstance(value, dict) else value
+        for text in texts:
+            refuse_chat_tags(text, "the text")
+        return value

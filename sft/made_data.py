@@ -44,7 +44,7 @@ def fine_tune(
     Returns:
         Metrics of the training, what the length policy did to either part, and the share that resulted.
     """
-    gguf_file = settings.base_model.gguf_file if start == settings.base_model.path else None
+    gguf_file = settings.gguf_file_of(start)
     tokenizer = load_tokenizer(start, gguf_file)
     chat_format = build_chat_format(settings.chat_format, tokenizer)
     capacity = training.sequence_length

@@ -18,7 +18,7 @@ _READERS: dict[Kind, Callable[[Row], Dialogue | Preference | Prompt]] = {
     "prompts": Prompt.from_row,
 }
 _FIELDS: dict[Kind, tuple[str, ...]] = {
-    "dialogues": ("messages", "is_safety", "id", "source"),
+    "dialogues": ("messages", "is_safety", "id", "source", "group"),
     "preferences": (
         *("prompt", "chosen", "rejected", "rating"),
         *("chosen_safe", "rejected_safe", "domain", "source"),

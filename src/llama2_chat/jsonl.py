@@ -44,22 +44,28 @@ def read_rows(path: Path | str) -> Iterator[tuple[int, Row]]:
 
 def read_dialogues(path: Path | str) -> Iterator[Dialogue]:
     """The dialogues of a file; raises UserInputError with file and line at the first bad row."""
-    return _read(path, Dialogue.from_row)
+    return read_as(path, Dialogue.from_row)
 
 
 def read_preferences(path: Path | str) -> Iterator[Preference]:
     """The preferences of a file; raises UserInputError with file and line at the first bad row."""
-    return _read(path, Preference.from_row)
+    return read_as(path, Preference.from_row)
 
 
 def read_prompts(path: Path | str) -> Iterator[Prompt]:
     """The prompts of a file; raises UserInputError with file and line at the first bad row."""
-    return _read(path, Prompt.from_row)
+    return read_as(path, Prompt.from_row)
 
 
 def read_samples(path: Path | str) -> Iterator[Sample]:
     """The samples of a file; raises UserInputError with file and line at the first bad row."""
-    return _read(path, Sample.from_row)
+    return read_as(path, Sample.from_row)
+
+
+def read_as(path: Path | str, from_row: Callable[[Row], _T]) -> Iterator[_T]:
+    """The values that `from_row` makes of a file's rows; a ValueError that it raises gets file and line."""
+    numbered = _stop_at_errors((line, value) for line, _, value in scan(path, from_row))
+    return (value for _, value in numbered)
 
 
 def scan(
@@ -112,11 +118,6 @@ def count_rows(path: Path | str) -> int:
             raise line
         count += bool(line.strip())
     return count
-
-
-def _read(path: Path | str, from_row: Callable[[Row], _T]) -> Iterator[_T]:
-    numbered = _stop_at_errors((line, value) for line, _, value in scan(path, from_row))
-    return (value for _, value in numbered)
 
 
 def _stop_at_errors(scanned: Iterable[tuple[int, _T | UserInputError]]) -> Iterator[tuple[int, _T]]:

@@ -47,6 +47,10 @@ class RunSettings(StrictModel):
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
+    def gguf_file_of(self, path: str) -> str | None:
+        """The GGUF file to load from the model folder `path`: the base model's, where that is the folder."""
+        return self.base_model.gguf_file if path == self.base_model.path else None
+
 
 class SamplingConfig(StrictModel):
     """How responses are sampled from a policy."""

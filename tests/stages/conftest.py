@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llama2_chat.ghost_attention import build as ghost_attention
+from llama2_chat.ghost_attention.config import GhostAttentionConfig
 from llama2_chat.jsonl import write_rows
 from llama2_chat.models import save_model
 from llama2_chat.pretrain.tokenizer import train_tokenizer
@@ -15,6 +17,8 @@ from llama2_chat.rejection_sampling import build
 from llama2_chat.rejection_sampling.config import RejectionSamplingConfig
 from llama2_chat.reward.config import RewardConfig
 from llama2_chat.reward.train import run_stage as run_reward
+from llama2_chat.safety import build as safety
+from llama2_chat.safety.config import ContextDistillationConfig
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.train import run_stage as run_sft
@@ -128,3 +132,81 @@ def rejection_config(world: Path, sft, rewards):
 def rejection(settings, stage_at, rejection_config) -> tuple[StageDirectory, dict]:
     directory = stage_at("rejection_sampling")
     return directory, build.run_stage(rejection_config(), settings, directory)
+
+
+@pytest.fixture(scope="session")
+def instructed_world(world: Path) -> Path:
+    """`instructions.jsonl` of two groups and without one, and `dialogues.jsonl`, some about a group."""
+    names = ("Captain Rex", "Doctor Fox", "Queen Ada")
+    write_rows(
+        world / "instructions.jsonl",
+        [
+            *(
+                {"instruction": f"Act as {name}.", "short": f"Figure: {name}.", "group": "persona"}
+                for name in names
+            ),
+            {"instruction": "You enjoy old maps.", "short": "Hobby: old maps.", "group": "hobby"},
+            {"instruction": "Be brief."},
+        ],
+    )
+    rows = []
+    for number in range(150):
+        questions = [f"What is {number % 7} plus {turn + 1}?" for turn in range(1 + number % 3)]
+        messages = [{"role": "system", "content": "Be kind."}] if number % 5 == 0 else []
+        for question in questions:
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": "It is a number."})
+        row = {"messages": messages, "source": "handmade"}
+        rows.append(row | ({"group": "persona"} if number % 4 == 0 else {}))
+    write_rows(world / "dialogues.jsonl", rows)
+    return world
+
+
+@pytest.fixture(scope="session")
+def ghost_config(instructed_world: Path, sft):
+    """A function that makes the stage's configuration, with changes."""
+
+    def make(**changes) -> GhostAttentionConfig:
+        values = {
+            "policy": str(sft[0].model),
+            "dialogues": [str(instructed_world / "dialogues.jsonl")],
+            "instructions": [str(instructed_world / "instructions.jsonl")],
+            "sampling": {"temperature": 0.7, "max_new_tokens": 30},
+            "sft_dialogues": [str(instructed_world / "demonstrations.jsonl")],
+            "training": {**TRAINING, "epochs": 1, "checkpoint_steps": 3},
+            **changes,
+        }
+        return GhostAttentionConfig(**values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ghost(settings, stage_at, ghost_config) -> tuple[StageDirectory, dict]:
+    directory = stage_at("ghost_attention")
+    return directory, ghost_attention.run_stage(ghost_config(), settings, directory)
+
+
+@pytest.fixture(scope="session")
+def distillation_config(world: Path, sft, rewards):
+    """A function that makes the stage's configuration, with changes."""
+
+    def make(**changes) -> ContextDistillationConfig:
+        values = {
+            "policy": str(sft[0].model),
+            "safety": str(rewards["safety"][0].model),
+            "prompts": [str(world / "prompts.jsonl")],
+            "category_templates": {"illicit": "Do not help with crimes."},
+            "sampling": {"temperature": 0.7, "max_new_tokens": 30},
+            "training": {**TRAINING, "epochs": 1},
+            **changes,
+        }
+        return ContextDistillationConfig(**values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def distillation(settings, stage_at, distillation_config) -> tuple[StageDirectory, dict]:
+    directory = stage_at("context_distillation")
+    return directory, safety.run_stage(distillation_config(), settings, directory)

@@ -1,10 +1,10 @@
 """Sampling whole conversations: the key/value cache is kept from turn to turn, so no history is encoded twice.
 
 Every answer is the one that `TransformersEngine.generate` would give to the same messages with the same
-seed. So the cache must hold what encoding the messages anew would give. It may not: an answer is stripped,
-ends before a chat tag, lacks its stop token, or was sampled in other tokens than its text is encoded in.
-Therefore each turn's prompt is tokenised from the messages, the cache is kept as far as its tokens agree with
-it, and everything after the first difference is computed (again).
+seed (up to the rounding of batched arithmetic). So the cache must hold what encoding the messages anew would
+give. It may not: an answer is stripped, ends before a chat tag, lacks its stop token, or was sampled in
+other tokens than its text is encoded in. Therefore each turn's prompt is tokenised from the messages, the
+cache is kept as far as its tokens agree with it, and everything after the first difference is computed again.
 """
 
 from __future__ import annotations

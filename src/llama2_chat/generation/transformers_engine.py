@@ -98,7 +98,7 @@ class TransformersEngine:
 
 def load_engine(path: str, settings: RunSettings) -> tuple[TransformersEngine, ChatFormat]:
     """An engine on the policy at `path` (a stage's model or the run's base) and its chat format."""
-    gguf_file = settings.base_model.gguf_file if path == settings.base_model.path else None
+    gguf_file = settings.gguf_file_of(path)
     tokenizer = load_tokenizer(path, gguf_file)
     chat_format = build_chat_format(settings.chat_format, tokenizer)
     engine = TransformersEngine(

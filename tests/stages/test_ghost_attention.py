@@ -1,0 +1,358 @@
+"""Ghost Attention: where the instruction stands, what is trained, and kills in the middle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+import yaml
+
+from llama2_chat.chat_format import build_chat_format
+from llama2_chat.cli.main import run_command
+from llama2_chat.errors import UserInputError
+from llama2_chat.files import sha256_of
+from llama2_chat.generation import conversation, sample_file
+from llama2_chat.ghost_attention import build
+from llama2_chat.ghost_attention.instructions import (
+    UNGROUPED,
+    Instruction,
+    draw_instruction,
+    read_grouped_dialogues,
+    read_instructions,
+)
+from llama2_chat.jsonl import read_dialogues, read_samples, write_rows
+from llama2_chat.sft import made_data
+from llama2_chat.stage import StageDirectory
+from llama2_chat.tokenizers import load_tokenizer
+from llama2_chat.training import StageCallback
+
+
+def rows_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def users(messages: list[dict]) -> list[str]:
+    return [message["content"] for message in messages if message["role"] == "user"]
+
+
+def test_the_instruction_stands_in_every_prompt_and_once_in_the_data(ghost, instructed_world) -> None:
+    directory, _ = ghost
+    originals = rows_of(instructed_world / "dialogues.jsonl")
+    samples = rows_of(directory.samples)
+    assert len(list(read_samples(directory.samples))) == len(samples) == len(originals) == 150
+    for original, sample in zip(originals, samples, strict=True):
+        expected = [f"{sample['instruction']} {text}" for text in users(original["messages"])]
+        assert users(sample["prompt"]) == expected
+    made = rows_of(directory.dataset)
+    fit = [
+        (original, sample)
+        for original, sample in zip(originals, samples, strict=True)
+        if sample["status"] == "complete"
+    ]
+    assert 40 < len(made) <= len(fit) < 150
+    kept = [pair for pair in fit if pair[1]["response"] in {row["messages"][-1]["content"] for row in made}]
+    turns = Counter()
+    for row in made:
+        original, sample = next(
+            (o, s)
+            for o, s in kept
+            if s["response"] == row["messages"][-1]["content"]
+            and users(row["messages"])[0] == users(s["prompt"])[0]
+        )
+        first, *rest = users(row["messages"])
+        questions = users(original["messages"])
+        assert [first, *rest] == [f"{sample['instruction']} {questions[0]}", *questions[1:]]
+        systems = [m for m in original["messages"] if m["role"] == "system"]
+        assert [m for m in row["messages"] if m["role"] == "system"] == systems
+        turns[len(questions)] += 1
+    assert min(turns[1], turns[2], turns[3]) > 0
+
+
+def test_the_model_is_asked_with_the_instruction_on_every_turn(
+    ghost_config, settings, stage_at, sft, monkeypatch
+) -> None:
+    """Reads what is fed to the model itself."""
+    tokenizer = load_tokenizer(str(sft[0].model))
+    texts = []
+    respond = conversation._respond
+
+    def recording(engine, rows, *rest):
+        texts.extend(tokenizer.decode(row.prompt) for row in rows)
+        return respond(engine, rows, *rest)
+
+    monkeypatch.setattr(conversation, "_respond", recording)
+    training = {"max_steps": 1, "batch_size": 8, "sequence_length": 128}
+    config = ghost_config(max_instructions=1, short_fraction=0.0, training=training)
+    build.run_stage(config, settings, stage_at("ghost-spied"))
+    assert len(texts) == 300  # 50 dialogues each of 1, 2 and 3 turns
+    wordings = ("Act as ", "You enjoy old maps.", "Be brief.")
+    for text in texts:
+        asked = text.count("[INST]")
+        assert max(text.count(wording) for wording in wordings) == asked
+    assert max(text.count("[INST]") for text in texts) == 3
+
+
+@pytest.fixture
+def trained_on(ghost, ghost_config, settings, stage_at, monkeypatch):
+    """A function that fine-tunes on the samples of `ghost` and gives the tokenised data and the folder."""
+
+    def run(loss_policy: str) -> tuple[list, StageDirectory, dict]:
+        directory = stage_at(f"ghost-{loss_policy}")
+        shutil.copy(ghost[0].samples, directory.samples)
+        seen = []
+        train = made_data.train_sequences
+
+        def recording(model, sequences, **options):
+            seen.extend(sequences)
+            return train(model, sequences, **options)
+
+        monkeypatch.setattr(made_data, "train_sequences", recording)
+        metrics = build.run_stage(
+            ghost_config(loss_policy=loss_policy, sft_dialogues=[]), settings, directory
+        )
+        monkeypatch.undo()
+        return seen, directory, metrics
+
+    return run
+
+
+def test_exactly_the_last_answer_is_trained(trained_on, settings, sft) -> None:
+    sequences, directory, metrics = trained_on("last_answer")
+    tokenizer = load_tokenizer(str(sft[0].model))
+    chat_format = build_chat_format(settings.chat_format, tokenizer)
+    dialogues = list(read_dialogues(directory.dataset))
+    for dialogue, sequence in zip(dialogues, sequences, strict=True):
+        prompt = chat_format.prompt_ids(dialogue.messages[:-1])
+        assert sequence.input_ids[: len(prompt)] == prompt
+        assert sequence.loss_mask == [place >= len(prompt) for place in range(len(sequence.input_ids))]
+        answer = sequence.input_ids[len(prompt) :]
+        assert chat_format.decode_response(answer) == dialogue.messages[-1].content
+        assert answer[-1] == tokenizer.eos_id
+    assert any(len(dialogue.messages) >= 5 for dialogue in dialogues)
+    assert metrics["trained_tokens"] == sum(sum(sequence.loss_mask) for sequence in sequences)
+
+
+def test_the_control_differs_in_the_mask_alone(trained_on, ghost) -> None:
+    last, directory, metrics = trained_on("last_answer")
+    every, control, control_metrics = trained_on("all_answers")
+    assert control.dataset.read_bytes() == directory.dataset.read_bytes() == ghost[0].dataset.read_bytes()
+    assert [sequence.input_ids for sequence in every] == [sequence.input_ids for sequence in last]
+    assert control_metrics["selection"] == metrics["selection"]
+    assert control_metrics["trained_tokens"] > metrics["trained_tokens"]
+    assert sha256_of(control.model) != sha256_of(directory.model)
+    more = [sum(a.loss_mask) > sum(b.loss_mask) for a, b in zip(every, last, strict=True)]
+    several = [len(d.messages) > 3 for d in read_dialogues(directory.dataset)]  # with a system message: 3
+    assert more == several
+
+
+def test_metrics_count_what_the_files_hold(ghost) -> None:
+    directory, metrics = ghost
+    selection, samples, made = metrics["selection"], rows_of(directory.samples), rows_of(directory.dataset)
+    assert selection["dialogues"] == sum(selection["status"].values()) == 150
+    assert selection["kept"] == selection["status"]["complete"] == len(made)
+    turns = Counter(str(len(users(row["messages"]))) for row in made)
+    assert selection["turns"] == dict(turns)
+    assert selection["mean_turns"] == pytest.approx(
+        sum(int(turn) * count for turn, count in turns.items()) / len(made)
+    )
+    short = sum("Figure:" in users(r["messages"])[0] or "Hobby:" in users(r["messages"])[0] for r in made)
+    assert selection["short_instructions"] == short
+    assert selection["groups"]["hobby"] == sum("old maps" in users(row["messages"])[0] for row in made)
+    assert selection["recomputed_turns"] == sum(row["recomputed"] for row in samples)
+    assert metrics["sft_share"] == 0.5
+    assert {row["source"] for row in made} == {"ghost_attention:handmade"}
+
+
+def test_a_dialogue_longer_than_a_sequence_is_left_out(ghost, ghost_config, settings, stage_at) -> None:
+    """Shortened, it would lose its first turn: the instruction."""
+    directory = stage_at("ghost-short-sequences")
+    shutil.copy(ghost[0].samples, directory.samples)
+    training = {"batch_size": 8, "epochs": 1, "sequence_length": 64, "max_steps": 1}
+    metrics = build.run_stage(ghost_config(training=training), settings, directory)
+    longer = metrics["selection"]["status"]["over_sequence_length"]
+    assert longer > ghost[1]["selection"]["status"].get("over_sequence_length", 0)
+    assert metrics["lengths"] == {"kept": metrics["selection"]["kept"], "shortened": 0, "dropped": 0}
+
+
+def test_original_history_samples_the_last_answer_only(ghost_config, settings, stage_at) -> None:
+    directory = stage_at("ghost-original")
+    build.run_stage(ghost_config(history="original"), settings, directory)
+    made = rows_of(directory.dataset)
+    answers = [[m["content"] for m in row["messages"] if m["role"] == "assistant"] for row in made]
+    assert max(map(len, answers)) == 3
+    assert {answer for row in answers for answer in row[:-1]} == {"It is a number."}
+    for row in rows_of(directory.samples):
+        assert all(text.startswith(row["instruction"] + " ") for text in users(row["prompt"]))
+
+
+def test_killed_while_sampling_ends_with_the_same_bytes(
+    ghost, ghost_config, settings, stage_at, monkeypatch
+) -> None:
+    directory = stage_at("ghost-killed-sampling")
+    sampled = []
+    original = build.sample_rows
+
+    def dies_in_the_second_chunk(*arguments):
+        sampled.append(1)
+        if len(sampled) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(build, "sample_rows", dies_in_the_second_chunk)
+    with pytest.raises(KeyboardInterrupt):
+        build.run_stage(ghost_config(), settings, directory)
+    partial = directory.samples.with_name("samples.jsonl.partial")
+    assert len(partial.read_text().splitlines()) == sample_file.ITEMS_PER_CHUNK
+    with partial.open("a") as stream:
+        stream.write('{"prompt": [{"role": "us')  # what a kill in the middle of a write leaves
+    build.run_stage(ghost_config(), settings, directory)
+    assert len(sampled) == 3
+    assert same_results(directory, ghost[0])
+
+
+def test_killed_while_fine_tuning_ends_with_the_same_bytes(
+    ghost, ghost_config, settings, stage_at, monkeypatch
+) -> None:
+    directory = stage_at("ghost-killed-training")
+    step_end = StageCallback.on_step_end
+
+    def dies_at_step_5(self, args, state, control, **rest):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+        return step_end(self, args, state, control, **rest)
+
+    monkeypatch.setattr(StageCallback, "on_step_end", dies_at_step_5)
+    with pytest.raises(KeyboardInterrupt):
+        build.run_stage(ghost_config(), settings, directory)
+    assert (directory.checkpoints / "checkpoint-3").is_dir()
+    assert not directory.model.exists()
+    monkeypatch.undo()
+    assert build.run_stage(ghost_config(), settings, directory) == ghost[1]
+    events = [json.loads(line) for line in directory.events.path.read_text().splitlines()]
+    resumed = [event["resumed_from"] for event in events if event["event"] == "training_started"]
+    assert resumed == [None, "checkpoint-3"]
+    assert same_results(directory, ghost[0])
+
+
+def same_results(one: StageDirectory, other: StageDirectory) -> bool:
+    return all(
+        sha256_of(getattr(one, name)) == sha256_of(getattr(other, name))
+        for name in ("samples", "dataset", "metrics_file", "model")
+    )
+
+
+def test_instructions_are_drawn_as_configured() -> None:
+    by_group = {
+        "persona": [Instruction(f"Act as {n}.", f"Figure: {n}.", "persona") for n in range(5)],
+        "hobby": [Instruction("You enjoy maps.", "Hobby: maps.", "hobby")],
+        UNGROUPED: [Instruction("Be brief.")],
+    }
+    rng = Random(0)
+    drawn = [
+        draw_instruction(by_group, rng, about="hobby", max_instructions=2, short_fraction=0.25)
+        for _ in range(4000)
+    ]
+    assert all("hobby" in one.groups and len(set(one.groups)) == len(one.groups) for one in drawn)
+    # One or two, equally often; the second is either of the other groups; either may stand first.
+    assert sum(len(one.groups) == 2 for one in drawn) == pytest.approx(2000, abs=130)  # 4 standard errors
+    assert sum("persona" in one.groups for one in drawn) == pytest.approx(1000, abs=110)
+    assert sum(one.groups[0] != "hobby" for one in drawn) == pytest.approx(1000, abs=110)
+    assert sum(one.is_short for one in drawn) == pytest.approx(1000, abs=110)
+    for one in drawn:
+        assert ("Hobby: maps." in one.text) == one.is_short
+        assert ("You enjoy maps." in one.text) != one.is_short
+    assert {one.text for one in drawn if one.groups == ("hobby", UNGROUPED)} == {
+        "You enjoy maps. Be brief.",
+        "Hobby: maps. Be brief.",
+    }
+    plain = draw_instruction(
+        {UNGROUPED: [Instruction("Be brief.")]}, rng, about=None, max_instructions=9, short_fraction=1.0
+    )
+    assert (plain.text, plain.is_short) == ("Be brief.", False)
+
+
+def test_dialogues_are_instructed_about_their_group(ghost_config, instructed_world) -> None:
+    config = ghost_config()
+    grouped = read_grouped_dialogues(config.dialogues, list(read_instructions(config.instructions)))
+    instructed = build.instruct(config, seed=1)
+    assert sum(one.group == "persona" for one in grouped) == 38
+    assert all("persona" in i.instruction.groups for g, i in zip(grouped, instructed, strict=True) if g.group)
+    assert build.instruct(config, seed=1) == instructed != build.instruct(config, seed=2)
+
+
+def test_nothing_complete_is_the_users_mistake(ghost_config, settings, stage_at) -> None:
+    config = ghost_config(sampling={"temperature": 1.0, "max_new_tokens": 1})
+    with pytest.raises(UserInputError, match=r"none of 150 .*cut_off.* raise sampling.max_new_tokens"):
+        build.run_stage(config, settings, stage_at("ghost-cut"))
+
+
+@pytest.fixture
+def config_file(ghost_config, world: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "ghost.yaml"
+    mapping = ghost_config().model_dump(mode="json")
+    head = {"base_model": {"path": str(world / "base")}, "seed": 1, "device": "cpu"}
+    file.write_text(yaml.safe_dump(mapping | head))
+    return file
+
+
+def test_the_users_command_gives_the_same_files(config_file: Path, ghost, tmp_path: Path) -> None:
+    assert run_command(["ghost-attention", str(config_file), "--output-dir", str(tmp_path / "out")]) == 0
+    for name in ("samples.jsonl", "dataset.jsonl", "metrics.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (ghost[0].path / name).read_bytes()
+    done = json.loads((tmp_path / "out" / "done.json").read_text())
+    assert done["metrics"] == ghost[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "message"),
+    [
+        ("instructions", {"instuction": "Act."}, 'jsonl:2: "instruction" is missing; found instuction'),
+        ("instructions", {"instruction": " "}, "jsonl:2: instruction is empty; write what is to be kept"),
+        ("instructions", {"instruction": 5}, "jsonl:2: instruction must be a string, found a number"),
+        ("instructions", {"instruction": "Act.", "short": "[INST]"}, "jsonl:2: short holds the chat tag"),
+        ("instructions", {"instruction": "Act.", "group": ["a"]}, "jsonl:2: group must be a string"),
+        (
+            "dialogues",
+            {"messages": [{"role": "user", "content": "Hi"}], "group": "personna"},
+            'jsonl:2: group "personna" has no instruction (did you mean "persona"?); there are',
+        ),
+        ("dialogues", {"messages": []}, "jsonl:2: messages is empty"),
+    ],
+)
+def test_bad_rows_are_exit_code_2(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, row: dict, message: str
+) -> None:
+    good = {"instruction": "Act.", "group": "persona"}
+    if file == "dialogues":
+        good = {"messages": [{"role": "user", "content": "Hi"}]}
+    write_rows(tmp_path / f"{file}.jsonl", [good, row])
+    override = f"{file}=[{tmp_path / f'{file}.jsonl'}]"
+    assert (
+        run_command(["ghost-attention", str(config_file), override, "--output-dir", str(tmp_path / "out")])
+        == 2
+    )
+    captured = capsys.readouterr().err
+    assert f"{file}.{message}" in captured
+    assert "Traceback" not in captured
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("short_fraction=1.5", "short_fraction"),
+        ("loss_policy=first_answer", "loss_policy"),
+        ("instructions=[gone.jsonl]", "instructions: no such file"),
+    ],
+)
+def test_bad_settings_are_exit_code_2(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    assert (
+        run_command(["ghost-attention", str(config_file), override, "--output-dir", str(tmp_path / "out")])
+        == 2
+    )
+    assert message in capsys.readouterr().err
