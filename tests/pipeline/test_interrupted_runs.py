@@ -21,7 +21,10 @@ def content(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in sorted(run.rglob("*")):
         name = str(file.relative_to(run))
-        if not file.is_file() or name in ("events.jsonl", "environment.json", ".lock", "waiting"):
+        if not file.is_file() or name in (
+            *("events.jsonl", "environment.json", "report.html"),
+            *(".lock", "waiting"),
+        ):
             continue
         if file.name in ("done.json", "summary.json"):
             found[name] = _without_times(json.loads(file.read_text()))

@@ -46,14 +46,11 @@ def series_of(rows: Sequence[Row], name: str) -> Series | None:
     if len(by_step) < 2:
         return None
     steps, values = map(list, zip(*sorted(by_step.items()), strict=True))
+    group = -(-len(values) // MAX_POINTS)
+    steps, values = ([_mean(c[i : i + group]) for i in range(0, len(c), group)] for c in (steps, values))
     half = len(values) // 30
     smooth = [_mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
-    group = -(-len(values) // MAX_POINTS)
-    thin = [
-        [_mean(column[i : i + group]) for i in range(0, len(column), group)]
-        for column in (steps, values, smooth)
-    ]
-    return Series(thin[0], thin[1], thin[2], window=2 * half + 1)
+    return Series(steps, values, smooth, window=(2 * half + 1) * group)
 
 
 def metric_names(stage: StageRecord) -> tuple[list[str], list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import chain, repeat
 from typing import Any
 
 from llama2_chat.report.markup import Html, element, joined, section, table
@@ -36,10 +35,7 @@ def data_account(run: RunRecord) -> Html:
     """The section; nothing if no stage counted its data."""
     rows = list(_data_rows(run))
     for stage in run.stages:
-        accounts = _accounts(stage.metrics)
-        rows += [
-            [stage.name if first else "", *row] for first, row in zip(chain([True], repeat(False)), accounts)
-        ]
+        rows += [["" if place else stage.name, *row] for place, row in enumerate(_accounts(stage.metrics))]
     if not rows:
         return Html("")
     seen = [reason for reason in REASONS if any(reason.replace("_", " ") in str(row[3]) for row in rows)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,13 +96,28 @@ def _hardware(environment: Mapping[str, Any]) -> str:
 
 
 def finished_at(run: RunRecord) -> datetime.datetime | None:
-    """When the last event was written."""
+    """When the last result was made; a later call that found nothing to do does not count."""
     for event in reversed(run.events):
-        try:
-            return datetime.datetime.fromisoformat(str(event.get("time"))).astimezone(datetime.UTC)
-        except ValueError:
-            continue
+        if event.get("event") in ("stage_finished", "policy_evaluated"):
+            try:
+                return datetime.datetime.fromisoformat(str(event.get("time"))).astimezone(datetime.UTC)
+            except ValueError:
+                continue
     return None
+
+
+def _was_interrupted(run: RunRecord) -> bool:
+    """Whether a stage that is done was started more than once for it."""
+    starts: Counter[str] = Counter()
+    for event in run.events:
+        stage = str(event.get("stage"))
+        if event.get("event") == "stage_started":
+            starts[stage] += 1
+        elif event.get("event") == "stage_finished":
+            if starts[stage] > 1:
+                return True
+            starts[stage] = 0
+    return False
 
 
 def results(run: RunRecord) -> Html:
@@ -158,11 +174,7 @@ def times(run: RunRecord) -> Html:
     ]
     head = ["stage", "", "time", "share", "rate"]
     body = table([*head[: 4 + bool(rates)]], (row[: 4 + bool(rates)] for row in rows), texts=(0, 1))
-    note = (
-        "A stage that was interrupted counts from its last start."
-        if sum(event.get("event") == "run_started" for event in run.events) > 1
-        else ""
-    )
+    note = "A stage that was interrupted counts from its last start." if _was_interrupted(run) else ""
     return section(
         "Time",
         element("div", body, class_="bars"),
