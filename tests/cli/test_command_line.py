@@ -36,6 +36,8 @@ print(f"code {code} heavy {sorted(heavy)}", file=sys.stderr)
         ["recipes", "list"],
         ["data", "--help"],
         ["score", "--help"],
+        ["report", "--help"],
+        ["chat", "--help"],
     ],
 )
 def test_light_commands_do_not_import_torch(workspace: Path, arguments: list[str]) -> None:
@@ -69,6 +71,8 @@ def test_help_answers_in_half_a_second() -> None:
         "rejection-sampling",
         "score",
         "data",
+        "report",
+        "chat",
     ):
         assert f"  {command_name} " in done.stdout
 

@@ -25,6 +25,7 @@ th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var
 th { color: var(--soft); font-weight: 600; font-size: 13px; vertical-align: bottom; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; padding: 5px 0 5px 18px; }
 td.number { white-space: nowrap; }
+.number + :not(.number) { padding-left: 28px; }
 .better { color: var(--good); font-weight: 600; } .worse { color: var(--bad); font-weight: 600; }
 .run-a { color: var(--a); font-weight: 600; } .run-b { color: var(--b); font-weight: 600; }
 figure { margin: 0; } .figures { display: flex; flex-wrap: wrap; gap: 14px 20px; margin: 8px 0 12px; }
