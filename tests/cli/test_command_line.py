@@ -204,6 +204,15 @@ def test_recipes_can_be_listed_shown_and_copied(workspace: Path, cli: Any) -> No
     assert cli("validate", "mine/copy.yaml").code == 0
 
 
+def test_a_copied_recipe_finds_the_data_that_comes_with_it(workspace: Path, cli: Any) -> None:
+    assert cli("recipes", "copy", "smollm2-135m", "mine.yaml").code == 0
+    copied = (workspace / "mine.yaml").read_text()
+    original = packaged_recipes()["smollm2-135m"]
+    file = (original.parent / "instructions.jsonl").resolve()
+    assert copied == original.read_text().replace(": instructions.jsonl", f": {file}")
+    assert file.is_file()
+
+
 def test_output_to_a_closed_pipe(workspace: Path) -> None:
     """`llama2-chat validate --schema | head -1` is no error of anybody."""
     command = f"{sys.executable} -m llama2_chat.cli.main validate --schema | head -1"

@@ -13,7 +13,10 @@ from llama2_chat.pipeline.recipe import load_recipe, packaged_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
+    [
+        *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
+        *(*ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("recipes/*/README.md")),
+    ]
 )
 
 
@@ -59,8 +62,14 @@ def test_commands_that_are_named_exist() -> None:
     assert not {name for name in named - known if name not in {"is", "has", "with"}}
 
 
-@pytest.mark.parametrize("name", ["stories260k", "tiny"])
-def test_packaged_recipes_are_valid(name: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["smollm2-135m", "stories260k", "tiny"])
+def test_packaged_recipes_are_valid(
+    name: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLAMA2_CHAT_DATA", str(data_folder))
+    # What `make smollm2-135m` fetches; here it only has to be there.
+    monkeypatch.setenv("LLAMA2_CHAT_MODELS", str(tmp_path))
+    (tmp_path / "smollm2-135m").mkdir()
+    (tmp_path / "smollm2-135m" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
     assert name in packaged_recipes()
     assert "rejection_sampling" in load_recipe(name).stages

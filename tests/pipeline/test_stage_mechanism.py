@@ -16,13 +16,14 @@ from llama2_chat.pipeline.references import references_in_mapping
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import STAGE_KINDS, EventLog, StageDirectory, stage_kind
 
-KINDS = ["pretrain", "sft", "reward", "rejection_sampling"]
+DATA_MAKERS = ["rejection_sampling", "ghost_attention", "context_distillation"]
+KINDS = ["pretrain", "sft", "reward", "rejection_sampling", "ppo", "ghost_attention", "context_distillation"]
 
 
 def test_real_kinds() -> None:
     assert [name for name in STAGE_KINDS if not name.startswith("fake_")] == KINDS
     assert {name for name in KINDS if STAGE_KINDS[name].produces == "reward_model"} == {"reward"}
-    assert {name for name in KINDS if STAGE_KINDS[name].makes_dataset} == {"rejection_sampling"}
+    assert {name for name in KINDS if STAGE_KINDS[name].makes_dataset} == set(DATA_MAKERS)
     assert {name for name in KINDS if STAGE_KINDS[name].makes_base} == {"pretrain"}
 
 

@@ -132,15 +132,16 @@ def estimate_stage(
 def _operations(config: Any, tokens: float, rows: float, training: float) -> float:
     """Operations for each parameter, with `training` of them for each trained token."""
     if config.kind == "ppo":
-        responses = config.training.iterations * config.training.batch_size
+        responses: int = config.training.iterations * config.training.batch_size
+        epochs: int = config.training.epochs_per_batch
         # Sampling, reference, values and reward models; then the policy and the value model learn.
-        passes = 2.0 * (3 + _reward_models(config)) + 2 * training * config.training.epochs_per_batch
-        return passes * responses * tokens / rows
-    trained = tokens * config.training.epochs
+        return (2.0 * (3 + _reward_models(config)) + 2 * training * epochs) * responses * tokens / rows
+    trained: float = tokens * config.training.epochs
     if (steps := config.training.max_steps) is not None:
         trained = min(trained, steps * config.training.batch_size * config.training.sequence_length)
     if config.kind == "rejection_sampling":
-        return training * trained + 2.0 * (1 + _reward_models(config)) * tokens * config.samples_per_prompt
+        samples: int = config.samples_per_prompt
+        return training * trained + 2.0 * (1 + _reward_models(config)) * tokens * samples
     if config.kind == "ghost_attention":
         return training * trained + 2.0 * tokens
     if config.kind == "context_distillation":
