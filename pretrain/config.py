@@ -47,6 +47,7 @@ class PretrainTraining(TrainingConfig):
     batch_size: int = Field(1024, ge=1, description="Packed rows per optimiser step")
     epochs: float = Field(1.0, gt=0.0)
     min_warmup_steps: int = Field(2000, ge=0)
+    lora: None = Field(None, description="Always null: a model made from nothing has no weights to adapt")
 
 
 class PretrainConfig(StrictModel):
