@@ -63,6 +63,7 @@ def evaluation_of(place: int) -> dict[str, Any]:
         "violation_rate": violations,
         "win_rate_vs_sft": 0.5 + 0.1 * place,
         "false_refusal_rate": {"helpful": 0.013, "borderline": 0.227},
+        "attribute_recall_by_attribute": {"hobby": {"2": 0.777}},
         "attribute_recall": {str(turns): 0.9 - 0.01 * turns for turns in (2, 4, 20)},
         "a_new_measure": 0.4321,
         "intervals": {
@@ -119,13 +120,21 @@ def metrics_of(name: str) -> dict[str, Any]:
             "lengths": {"kept": 280, "shortened": 6, "dropped": 4},
             "steps": 40,
         }
+    if name == "ppo":
+        return {"prompts": 77, "dropped_prompts": 5, "iterations": 60}
     return {"steps": 40, "loss_last": 0.3613}
 
 
 def series_of(name: str) -> list[dict[str, Any]]:
     if name == "ppo":
         return [
-            {"step": n, "score_mean": n / 50, "kl_nats": n / 40, "clip_fraction": 0.1, "value_loss": 1 / n}
+            {
+                "step": n,
+                "helpfulness_mean": n / 50,
+                "safety_mean": None,
+                "kl_nats": n / 40,
+                "value_loss": 1 / n,
+            }
             for n in range(1, 61)
         ]
     more = {"accuracy": 0.5, "learning_rate": 1e-4} if name == "sft" else {}
@@ -158,6 +167,9 @@ def build_run(run: Path, seed: int = 0) -> Path:
             {"time": time, "event": "stage_finished", "stage": stage},
         ]
     evaluation = {policy: evaluation_of(place) for place, policy in enumerate(POLICIES)}
+    rate = {"sampling_tokens": 1000, "sampling_seconds": 4.0}
+    events.append({"time": time, "event": "ppo_finished", "stage": "ppo", **rate})
+    events.append({"time": time, "event": "warning", "stage": "safety_rm", "message": "margins <are> 0"})
     for policy in POLICIES:
         write_lines(run / "evaluation" / f"{policy}.samples.jsonl", answers_of(policy))
         time = "2026-03-09T12:30:00.000+00:00"

@@ -30,6 +30,7 @@ def test_a_whole_run(whole: Page) -> None:
     assert "small, seed 0" in whole.text("")
     assert "9 March 2026, 12:30 UTC" in whole.text("")
     assert "A <CPU>, 2 cores" in whole.text("")
+    assert "safety_rm: margins <are> 0" in whole.text("")
     # Well-formed as XML too: no unclosed element, no bare ampersand, no control character.
     ElementTree.fromstring(whole.source.removeprefix("<!DOCTYPE html>\n"))
 
@@ -53,6 +54,9 @@ def test_numbers_are_the_summary_s(whole: Page) -> None:
         assert row[4] == f"{100 * values['win_rate_vs_sft']:.1f}\N{NO-BREAK SPACE}%"
     # A measure that the report has never heard of is shown under its own name.
     assert whole.row("a new measure")[1:] == ["0.432"] * 4
+    assert whole.row("attribute recall by attribute hobby 2")[1] == "77.7\N{NO-BREAK SPACE}%"
+    assert "ppo, step by step" in whole.text("kl")
+    assert "helpfulness mean" in whole.text("kl")
     assert whole.row("false refusals, borderline")[1] == "22.7\N{NO-BREAK SPACE}%"
 
 
@@ -74,13 +78,14 @@ def test_what_was_dropped(whole: Page) -> None:
     assert ["v1", "prompts", "290", "10 prompts without complete answer"] in whole.rows
     assert ["", "samples", "2,111", "13 cut off"] in whole.rows
     assert ["", "dialogues", "280", "6 shortened, 4 dropped"] in whole.rows
+    assert ["ppo", "prompts", "77", "5 dropped"] in whole.rows
     assert "cut off: the answer reached the length limit" in whole.text("dropped")
 
 
 def test_time(whole: Page) -> None:
     rows = [row for row in whole.rows if len(row) == 5 and row[0] == "ppo" and row[1] == ""]
     # 500 of 100 + … + 500 + 4 · 61 seconds; 36,000 tokens in 20 seconds.
-    assert rows == [["ppo", "", "8 min 20 s", "29 %", "1,800 tokens/s"]]
+    assert rows == [["ppo", "", "8 min 20 s", "29 %", "1,800 tokens/s, 250 sampling tokens/s"]]
     assert "interrupted" not in whole.text("time")
 
 
@@ -193,7 +198,7 @@ def test_fields_that_are_missing_leave_no_hole(make_run: MakeRun, cli: Any) -> N
     edit_json(run / "summary.json", thinned)
     page = report_of(run, cli)
     assert page.row("base") == ["base", "1.00", "–", "–", "–"]
-    assert "attribute recall" not in page.text("policies")
+    assert "turns since the instruction" not in page.text("policies")
     assert "safety_rm" not in page.text("reward-models")
 
 

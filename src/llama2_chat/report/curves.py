@@ -18,7 +18,7 @@ MAX_POINTS = 240
 _STEP_NAMES = ("step", "iteration", "global_step")
 _NOT_DRAWN = (*_STEP_NAMES, "epoch")
 _FIRST = ("loss", "accuracy", "mean_token_accuracy")
-_THEN = ("reward", "score", "combined", "kl", "clip_fraction", "value_loss", "policy_loss")
+_THEN = ("helpfulness", "reward", "score", "safety", "kl", "clip_fraction", "value_loss", "policy_loss")
 """Order of the metrics: those of the first names, then those in whose names these words are, then the rest."""
 
 _SHOWN_FOLDED = ("grad_norm", "learning_rate")

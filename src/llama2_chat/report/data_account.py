@@ -69,6 +69,14 @@ def _data_rows(run: RunRecord) -> Iterator[list[Any]]:
 def _accounts(metrics: Mapping[str, Any], path: str = "") -> Iterator[list[Any]]:
     """Each mapping of metrics that counts what was kept, with everything else that it counts: name and counts."""
     for key, value in metrics.items():
+        if key.startswith("dropped_") and isinstance(value, int):
+            used = metrics.get(key.removeprefix("dropped_"))
+            name = readable(f"{path} {key.removeprefix('dropped_')}")
+            yield [
+                name,
+                number(used) if isinstance(used, int) else "",
+                _listed({"dropped": value} if value else {}),
+            ]
         if not isinstance(value, Mapping) or key in _NOT_ROWS:
             continue
         name = f"{path} {readable(key)}".strip()

@@ -57,7 +57,8 @@ HEADLINE = (
 
 def policy_measure(name: str) -> Measure:
     """The measure of that name, made from the name if it is not a known one."""
-    return POLICY_MEASURES.get(name) or Measure(readable(name), percent=name.endswith("_rate"))
+    share_of = name.endswith("_rate") or name.startswith("attribute_recall")
+    return POLICY_MEASURES.get(name) or Measure(readable(name), percent=share_of)
 
 
 @dataclass(frozen=True)

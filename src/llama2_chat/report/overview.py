@@ -30,9 +30,22 @@ def heading(run: RunRecord) -> Html:
             element("h1", f"{run.name}, seed {run.seed}"),
             element("p", _sentence(run), class_="soft"),
             missing_notice(run),
+            _warnings(run),
             facts(run),
         ]
     )
+
+
+def _warnings(run: RunRecord) -> Html:
+    """What stages warned of."""
+    said = dict.fromkeys(
+        f"{event.get('stage', 'run')}: {event['message']}"
+        for event in run.events
+        if event.get("event") == "warning" and event.get("message")
+    )
+    if not said:
+        return Html("")
+    return element("div", element("ul", *(element("li", line) for line in said)), class_="notice")
 
 
 def missing_notice(run: RunRecord, label: str = "") -> Html:
@@ -195,19 +208,26 @@ def evaluation_seconds(run: RunRecord) -> dict[str, float]:
 
 
 def _rates(run: RunRecord) -> dict[str, str]:
-    """What the events say was done per second: of each stage, everything counted beside `seconds`."""
+    """What the events say was done per second, by stage.
+
+    A `…_rate` event counts things beside its `seconds`; others may have `NAME_tokens` with `NAME_seconds`.
+    """
     rates: dict[str, dict[str, float]] = {}
     for event in run.events:
-        if not str(event.get("event", "")).endswith("_rate") or not is_number(event.get("seconds")):
-            continue
-        for name, value in event.items():
-            if name != "seconds" and is_number(value) and event["seconds"] > 0:
-                rates.setdefault(str(event.get("stage")), {})[name] = value / event["seconds"]
+        found = rates.setdefault(str(event.get("stage")), {})
+        numbers = {name: value for name, value in event.items() if is_number(value)}
+        if str(event.get("event", "")).endswith("_rate") and numbers.get("seconds", 0) > 0:
+            found |= {n: v / numbers["seconds"] for n, v in numbers.items() if n != "seconds"}
+        for name, value in numbers.items():
+            seconds = numbers.get(name.removesuffix("_tokens") + "_seconds", 0)
+            if name.endswith("_tokens") and seconds > 0:
+                found[name] = value / seconds
     return {
         stage: ", ".join(
             f"{number(round(value))} {name.replace('_', ' ')}/s" for name, value in found.items()
         )
         for stage, found in rates.items()
+        if found
     }
 
 

@@ -20,6 +20,8 @@ from llama2_chat.report.run_record import RunRecord, StageRecord
 
 KL, REWARD = "kl_to_sft_nats", "reward_helpfulness_mean"
 RECALL = "attribute_recall."
+RECALL_FIELDS = "attribute_recall"
+"""What begins so is drawn as lines or stands in the table only."""
 
 
 def policies(run: RunRecord) -> Html:
@@ -35,7 +37,7 @@ def policies(run: RunRecord) -> Html:
             policy_measure(name),
         )
         for name in names
-        if not name.startswith(RECALL)
+        if not name.startswith(RECALL_FIELDS)
     ]
     return section(
         "Policies",
@@ -127,7 +129,7 @@ def _path(stage: StageRecord) -> tuple[str, str, list[tuple[float, float]]] | No
     kl = next((key for key in keys if key == "kl_nats"), None) or next(
         (key for key in keys if key.startswith("kl") and "coefficient" not in key), None
     )
-    words = ("reward_helpfulness", "combined", "score", "reward")
+    words = ("helpfulness", "reward", "score", "combined")
     reward = next((key for word in words for key in keys if word in key and "std" not in key), None)
     if kl is None or reward is None:
         return None
