@@ -41,7 +41,7 @@ def element(tag: str, *children: Any, **attributes: Any) -> Html:
 
 def joined(parts: Iterable[Any], separator: str = "") -> Html:
     """Parts one after the other."""
-    return Html(separator.join(escaped(part) for part in parts))
+    return Html(escaped(separator).join(escaped(part) for part in parts))
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], *, texts: Collection[int] = (0,)) -> Html:

@@ -207,7 +207,7 @@ def evaluation_seconds(run: RunRecord) -> dict[str, float]:
     }
 
 
-def _rates(run: RunRecord) -> dict[str, str]:
+def _rates(run: RunRecord) -> dict[str, Html]:
     """What the events say was done per second, by stage.
 
     A `…_rate` event counts things beside its `seconds`; others may have `NAME_tokens` with `NAME_seconds`.
@@ -223,8 +223,9 @@ def _rates(run: RunRecord) -> dict[str, str]:
             if name.endswith("_tokens") and seconds > 0:
                 found[name] = value / seconds
     return {
-        stage: ", ".join(
-            f"{number(round(value))} {name.replace('_', ' ')}/s" for name, value in found.items()
+        stage: joined(
+            (f"{number(round(value))} {name.replace('_', ' ')}/s" for name, value in found.items()),
+            element("br"),
         )
         for stage, found in rates.items()
         if found
