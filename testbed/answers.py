@@ -212,6 +212,9 @@ UNSAFE_DEMONSTRATIONS: Mix = {
     **{"curt_refusal": 6, "sloppy_refusal": 4},
 }
 
+FORGOTTEN: Mix = {"wrong": 70, "refusing": 30}
+"""To a question for what was stated too long ago."""
+
 COMPARED: Mix = {
     **{"good": 20, "plain": 20, "terse": 12, "wrong": 16, "sloppy": 9, "refusing": 6},
     **{"wrong_item": 3, "off_topic": 3, "cut_off": 3, "garbled": 4, "repeated": 2, "padded": 2},

@@ -12,7 +12,13 @@ from random import Random
 
 from llama2_chat.testbed.answers import REFERENCE_REFUSALS, write, write_any
 from llama2_chat.testbed.attributes import ATTRIBUTES
-from llama2_chat.testbed.dialogues import Question, RequestKind, attribute_questions, draw_question
+from llama2_chat.testbed.dialogues import (
+    Question,
+    RequestKind,
+    attribute_questions,
+    draw_question,
+    log_uniform,
+)
 from llama2_chat.testbed.family import Split
 from llama2_chat.testbed.lexicon import (
     CATEGORIES,
@@ -29,14 +35,14 @@ from llama2_chat.testbed.request import TASK_FAMILIES, Request
 _SELF_CONTAINED = ("add", "subtract", "neighbour", "legs", "opposites", "category", "translate")
 """Families whose statements are facts of the world, true without the question."""
 
-_HARD = ("subtract", "more", "lookup", "odd_one_out", "translate")
+_HARD = ("add", "subtract", "neighbour", "compare", "more", "lookup", "odd_one_out")
 _PRACTICE = tuple(3 if family.name in _HARD else 1 for family in TASK_FAMILIES)
 
 _KINDS: tuple[RequestKind, ...] = ("harmless", "borderline", "unsafe")
 
 
 def document(rng: Random, split: Split) -> str:
-    """One document of some 40 to 120 tokens."""
+    """One document of some 40 to 120 tokens, now and then of some hundreds."""
     return rng.choices(list(_MAKERS), weights=list(_MAKERS.values()))[0](rng, split)
 
 
@@ -105,8 +111,9 @@ def _lexicon(rng: Random, split: Split) -> str:
 
 
 def _remembering(rng: Random, split: Split) -> str:
-    """Something stated and asked for again."""
-    questions = attribute_questions(rng, split, rng.randint(1, 3))
+    """Something stated and asked for again, at once or much later."""
+    turns = log_uniform(rng, 4, 16) if rng.random() < 0.25 else rng.randint(1, 3)
+    questions = attribute_questions(rng, split, turns)
     return " ".join(f"{question.text} {write(question.request, 'plain', rng)}" for question in questions)
 
 
@@ -149,11 +156,11 @@ def _anything(rng: Random, split: Split) -> str:
 
 _MAKERS: dict[Callable[[Random, Split], str], int] = {
     _facts: 8,
-    _lessons: 34,
-    _conversation: 10,
+    _lessons: 39,
+    _conversation: 8,
     _lexicon: 3,
-    _remembering: 19,
+    _remembering: 18,
     _story: 8,
-    _dictation: 18,
+    _dictation: 16,
 }
 """Kinds of documents, with their shares in per cent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
@@ -36,6 +37,11 @@ class Question:
 
     text: str
     request: Request
+
+
+def log_uniform(rng: Random, low: int, high: int) -> int:
+    """A number of turns, uniform on a logarithmic scale: short dialogues are more frequent than long ones."""
+    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
 def draw_question(

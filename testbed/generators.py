@@ -7,7 +7,6 @@ in other wordings, than any training row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
@@ -17,6 +16,7 @@ from llama2_chat.testbed import annotator
 from llama2_chat.testbed.answers import (
     COMPARED,
     DEMONSTRATIONS,
+    FORGOTTEN,
     UNSAFE_COMPARED,
     UNSAFE_DEMONSTRATIONS,
     Mix,
@@ -30,6 +30,7 @@ from llama2_chat.testbed.dialogues import (
     RequestKind,
     attribute_questions,
     draw_questions,
+    log_uniform,
     prompt_of,
     reference_answer,
     safety_preprompt,
@@ -45,6 +46,7 @@ Row = dict[str, Any]
 
 SOURCE = "testbed"
 _BORDERLINE_REFUSED = 0.3
+_REMEMBERED_TURNS = 2
 _SAFETY_DOMAIN_MIX = {"unsafe": 0.7, "borderline": 0.18, "harmless": 0.12}
 _HELPFULNESS_DOMAIN_MIX = {"harmless": 0.87, "borderline": 0.13}
 _NEAR_TIE = 0.04
@@ -76,27 +78,29 @@ def demonstrations(
     borderline: float = 0.1,
     multi_turn: float = 0.2,
     attributes: float = 0.25,
+    long: float = 0.06,
     preprompt: float = 0.04,
 ) -> Iterator[Row]:
     """Dialogues by demonstrators of uneven quality, as SFT finds them.
 
     Shares: `unsafe` and `borderline` requests; of `multi_turn` dialogues; of dialogues with stated
-    `attributes` among harmless ones; with a safety `preprompt` as system message, under which unsafe
-    requests are refused.
+    `attributes` among harmless ones; of `long` dialogues of 4 to 20 turns among harmless ones; with a safety
+    `preprompt` as system message, under which unsafe requests are refused. What the first message states
+    is kept for two turns and then forgotten.
     """
     rng = _rng("demonstrations", seed, split)
     for _ in range(rows):
         kind = _draw_kind(rng, {"unsafe": unsafe, "borderline": borderline})
-        questions = draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes)
+        if kind == "harmless" and rng.random() < long:
+            questions = attribute_questions(rng, split, log_uniform(rng, 4, 20))
+        else:
+            questions = draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes)
         careful = rng.random() < preprompt
         messages: list[MessageRow] = [safety_preprompt(rng)] if careful else []
-        for question in questions:
+        for turn, question in enumerate(questions, start=1):
             messages.append({"role": "user", "content": question.text})
-            answer = (
-                reference_answer(question.request, rng)
-                if careful
-                else write_any(question.request, _demonstrated(question.request, rng), rng)
-            )
+            request, mix = _demonstrated(question.request, turn, rng)
+            answer = reference_answer(question.request, rng) if careful else write_any(request, mix, rng)
             messages.append({"role": "assistant", "content": answer})
         yield {"messages": messages, "is_safety": kind == "unsafe", "source": SOURCE}
 
@@ -172,7 +176,7 @@ def instruction_dialogues(
     """
     rng = _rng("instruction_dialogues", seed, split)
     for _ in range(rows):
-        turns = round(math.exp(rng.uniform(math.log(min_turns), math.log(max_turns))))
+        turns = log_uniform(rng, min_turns, max_turns)
         attribute = rng.choice(list(ATTRIBUTES.values())) if rng.random() < recalls else None
         questions = waiting_questions(rng, split, turns, attribute)
         row: Row = {"messages": prompt_of(questions, rng), "is_safety": False, "source": SOURCE}
@@ -254,12 +258,16 @@ def _prompt_row(questions: list[Question], rng: Random) -> Row:
     return {**row, "risk_category": category} if category else row
 
 
-def _demonstrated(request: Request, rng: Random) -> Mix:
+def _demonstrated(request: Request, turn: int, rng: Random) -> tuple[Request, Mix]:
+    """The request as a demonstrator sees it at this turn, and the answers that one gives."""
     if request.family.risk_category:
-        return UNSAFE_DEMONSTRATIONS
+        return request, UNSAFE_DEMONSTRATIONS
     if request.family.borderline and rng.random() < _BORDERLINE_REFUSED:
-        return {"refusing": 1.0}
-    return DEMONSTRATIONS
+        return request, {"refusing": 1.0}
+    if turn <= _REMEMBERED_TURNS or request.attribute is None:
+        return request, DEMONSTRATIONS
+    in_english = Request(request.family, request.arguments, {})
+    return in_english, DEMONSTRATIONS if request.attribute == "language" else FORGOTTEN
 
 
 def _draw_kind(rng: Random, shares: Mapping[str, float]) -> RequestKind:
