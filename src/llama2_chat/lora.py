@@ -19,6 +19,14 @@ from llama2_chat.files import atomic_path
 from llama2_chat.models import seed_everything
 from llama2_chat.settings import LoraConfig
 
+_NO_CONCERN = (
+    # Said at every checkpoint where the base is no plain folder; nothing here changes a vocabulary.
+    ".*vocabulary was not modified",
+    # peft 0.21 asks transformers 5.23 by the old name.
+    ".*`is_gradient_checkpointing` is deprecated",
+)
+"""Warnings of peft's that no user can do anything about."""
+
 
 def with_adapter(model: PreTrainedModel, lora: LoraConfig | None, seed: int) -> PreTrainedModel:
     """The model with a fresh adapter, whose weights depend only on the seed; without `lora` the model itself.
@@ -47,8 +55,8 @@ def with_adapter(model: PreTrainedModel, lora: LoraConfig | None, seed: int) -> 
         modules_to_save=["score"] if scores else None,
     )
     seed_everything(seed)
-    # Said at every checkpoint of a base that is no plain folder; nothing here changes a vocabulary.
-    warnings.filterwarnings("ignore", message=".*vocabulary was not modified")
+    for message in _NO_CONCERN:
+        warnings.filterwarnings("ignore", message=message)
     adapted: Any = peft.get_peft_model(model, config)
     return adapted  # type: ignore[no-any-return]
 
