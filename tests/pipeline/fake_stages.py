@@ -31,6 +31,7 @@ class FakeTraining(StrictModel):
     learning_rate: float = Field(1e-3, gt=0.0)
     steps: int = Field(7, ge=1)
     epochs: float = Field(1.0, gt=0.0)
+    max_steps: int | None = None
 
 
 class FakePolicyConfig(StrictModel):
