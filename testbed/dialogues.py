@@ -109,6 +109,30 @@ def waiting_questions(rng: Random, split: Split, turns: int, attribute: Attribut
     return [*questions, Question(text, Request(attribute.recall, arguments, {}))]
 
 
+def wandering_questions(rng: Random, split: Split, turns: int) -> list[tuple[Question, int]]:
+    """Questions of a long dialogue in which now and then something is stated, and asked for.
+
+    With each question stands how many turns ago the last statement was made (0 in the same message).
+    """
+    stated: dict[AttributeName, str] = {}
+    questions = []
+    age = 0
+    for turn in range(turns):
+        statement = ""
+        if turn == 0 or rng.random() < 0.2:
+            statement, stated = draw_attributes(rng, split)
+            age = 0
+        draw = draw_recall if rng.random() < 0.35 else _draw_harmless
+        question = draw(rng, split, stated)
+        questions.append((Question(f"{statement} {question.text}".lstrip(), question.request), age))
+        age += 1
+    return questions
+
+
+def _draw_harmless(rng: Random, split: Split, attributes: Mapping[AttributeName, str]) -> Question:
+    return draw_question(rng, split, "harmless", attributes)
+
+
 def task_questions(rng: Random, split: Split, turns: int, kind: RequestKind) -> list[Question]:
     """Unrelated questions, the last of the given kind, the others harmless."""
     before = [draw_question(rng, split, "harmless") for _ in range(turns - 1)]

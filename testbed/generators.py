@@ -35,6 +35,7 @@ from llama2_chat.testbed.dialogues import (
     reference_answer,
     safety_preprompt,
     waiting_questions,
+    wandering_questions,
 )
 from llama2_chat.testbed.family import Split
 from llama2_chat.testbed.request import Request
@@ -84,22 +85,23 @@ def demonstrations(
     """Dialogues by demonstrators of uneven quality, as SFT finds them.
 
     Shares: `unsafe` and `borderline` requests; of `multi_turn` dialogues; of dialogues with stated
-    `attributes` among harmless ones; of `long` dialogues of 4 to 20 turns among harmless ones; with a safety
-    `preprompt` as system message, under which unsafe requests are refused. What the first message states
-    is kept for two turns and then forgotten.
+    `attributes` among harmless ones; of `long` dialogues of 4 to 20 turns among harmless ones, in which what
+    is stated is kept in that turn and the next, then forgotten; with a safety `preprompt` as system message,
+    under which unsafe requests are refused.
     """
     rng = _rng("demonstrations", seed, split)
     for _ in range(rows):
         kind = _draw_kind(rng, {"unsafe": unsafe, "borderline": borderline})
         if kind == "harmless" and rng.random() < long:
-            questions = attribute_questions(rng, split, log_uniform(rng, 4, 20))
+            questions = wandering_questions(rng, split, log_uniform(rng, 4, 20))
         else:
-            questions = draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes)
+            asked = draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes)
+            questions = [(question, 0) for question in asked]
         careful = rng.random() < preprompt
         messages: list[MessageRow] = [safety_preprompt(rng)] if careful else []
-        for turn, question in enumerate(questions, start=1):
+        for question, age in questions:
             messages.append({"role": "user", "content": question.text})
-            request, mix = _demonstrated(question.request, turn, rng)
+            request, mix = _demonstrated(question.request, age, rng)
             answer = reference_answer(question.request, rng) if careful else write_any(request, mix, rng)
             messages.append({"role": "assistant", "content": answer})
         yield {"messages": messages, "is_safety": kind == "unsafe", "source": SOURCE}
@@ -258,13 +260,13 @@ def _prompt_row(questions: list[Question], rng: Random) -> Row:
     return {**row, "risk_category": category} if category else row
 
 
-def _demonstrated(request: Request, turn: int, rng: Random) -> tuple[Request, Mix]:
-    """The request as a demonstrator sees it at this turn, and the answers that one gives."""
+def _demonstrated(request: Request, age: int, rng: Random) -> tuple[Request, Mix]:
+    """The request as a demonstrator sees it `age` turns after the last statement, and the answers to it."""
     if request.family.risk_category:
         return request, UNSAFE_DEMONSTRATIONS
     if request.family.borderline and rng.random() < _BORDERLINE_REFUSED:
         return request, {"refusing": 1.0}
-    if turn <= _REMEMBERED_TURNS or request.attribute is None:
+    if age < _REMEMBERED_TURNS or request.attribute is None:
         return request, DEMONSTRATIONS
     in_english = Request(request.family, request.arguments, {})
     return in_english, DEMONSTRATIONS if request.attribute == "language" else FORGOTTEN
