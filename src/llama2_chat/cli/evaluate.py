@@ -42,6 +42,12 @@ def policy(
     safety: Annotated[Path | None, typer.Option(help="Safety reward model folder")] = None,
     safety_prompts: Annotated[Path | None, typer.Option(help="Held-out unsafe prompts")] = None,
     borderline_prompts: Annotated[Path | None, typer.Option(help="Harmless prompts that look unsafe")] = None,
+    attribute_dialogues: Annotated[
+        Path | None, typer.Option(help="Testbed dialogues that state something first and ask for it last")
+    ] = None,
+    independent: Annotated[
+        Path | None, typer.Option(help="A third reward model that nothing was optimised against")
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="Policy to compare with (win rate, KL)")] = None,
     samples_per_prompt: Annotated[int, typer.Option(min=1)] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
@@ -49,8 +55,8 @@ def policy(
     output_dir: _OutputFolder = None,
     device: _Device = "auto",
 ) -> None:
-    """Mean rewards, violations, false refusals and, with a reference, win rate and KL."""
-    for file in (prompts, safety_prompts, borderline_prompts):
+    """Mean rewards, violations, false refusals, recall and, with a reference, win rate and KL."""
+    for file in (prompts, safety_prompts, borderline_prompts, attribute_dialogues):
         if file is not None and not file.exists():
             raise MissingFileError(f"{file}: no such file")
     from llama2_chat.evaluation.config import EvaluationConfig
@@ -70,6 +76,8 @@ def policy(
         prompts=[str(prompts)],
         safety_prompts=[] if safety_prompts is None else [str(safety_prompts)],
         borderline_prompts=[] if borderline_prompts is None else [str(borderline_prompts)],
+        attribute_dialogues=[] if attribute_dialogues is None else [str(attribute_dialogues)],
+        independent=None if independent is None else str(independent),
         samples_per_prompt=samples_per_prompt,
         sampling=SamplingConfig(temperature=1.0, max_new_tokens=max_new_tokens),
     )
