@@ -8,10 +8,11 @@ SMOLLM2 := models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf
 .PHONY: demo test test-long lint gpu-check pretrain-tiny smollm2-135m clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.installed ## base -> SFT -> reward models -> rejection sampling, on the embedded test world
+demo: $(VENV)/.installed ## the whole method on the embedded test world, in about ten minutes
 	$(BIN)/llama2-chat run tiny --output-dir $(DEMO_OUTPUT)
 	@echo
-	@echo "Results: $(DEMO_OUTPUT)/summary.json; models: $(DEMO_OUTPUT)/stages/*/model"
+	@echo "Report: $(DEMO_OUTPUT)/report.html; figures: $(DEMO_OUTPUT)/summary.json"
+	@echo "Talk to it: $(BIN)/llama2-chat chat $(DEMO_OUTPUT)"
 
 test: $(VENV)/.installed-test lint ## what must be green before every commit
 	$(BIN)/pytest -m "not long"
