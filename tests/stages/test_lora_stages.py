@@ -65,7 +65,7 @@ def test_a_reward_model_trains_its_head_in_full(adapted_sft, world: Path, settin
         preferences=[str(world / "helpful_pairs.jsonl")],
         held_out=[str(world / "held_out.jsonl")],
         domain="helpfulness",
-        training={**LORA_TRAINING, "batch_size": 16},
+        training={**LORA_TRAINING, "learning_rate": 3e-3, "batch_size": 16, "epochs": 6},
     )
     metrics = run_reward(config, settings, directory)
     assert metrics["loss_last"] < metrics["loss_first"]
