@@ -56,9 +56,9 @@ def _facts(rng: Random, split: Split) -> str:
 
 
 def _lessons(rng: Random, split: Split) -> str:
-    """Questions, each followed by its answer."""
+    """Questions, each followed by its answer; now and then a whole page of them."""
     texts = []
-    for _ in range(rng.randint(2, 4)):
+    for _ in range(rng.randint(12, 30) if rng.random() < 0.04 else rng.randint(2, 4)):
         question = (
             draw_question(rng, split, "borderline") if rng.random() < 0.15 else _hard_or_easy(rng, split)
         )
@@ -112,7 +112,7 @@ def _lexicon(rng: Random, split: Split) -> str:
 
 def _remembering(rng: Random, split: Split) -> str:
     """Something stated and asked for again, at once or much later."""
-    turns = log_uniform(rng, 4, 16) if rng.random() < 0.25 else rng.randint(1, 3)
+    turns = log_uniform(rng, 4, 22) if rng.random() < 0.25 else rng.randint(1, 3)
     questions = attribute_questions(rng, split, turns)
     return " ".join(f"{question.text} {write(question.request, 'plain', rng)}" for question in questions)
 
@@ -138,17 +138,18 @@ def _story(rng: Random, split: Split) -> str:
 
 def _dictation(rng: Random, split: Split) -> str:
     """A list without rhyme or reason, read out and said again: only memory helps."""
-    words = [_anything(rng, split) for _ in range(rng.randint(4, 10))]
+    words = [_anything(rng) for _ in range(rng.randint(4, 10))]
     rounds = [f"{opening}: {', '.join(words)}." for opening in ("Listen", "Again", "Once more")]
     return " ".join(rounds[: rng.randint(2, 3)])
 
 
-def _anything(rng: Random, split: Split) -> str:
-    """A word, a number, or a value that a user may state."""
+def _anything(rng: Random) -> str:
+    """A word, a number or a name. Names are put together at random: as words they are all met, while those that are
+    held out are never stated or asked for."""
     draw = rng.random()
     if draw < 0.4:
         attribute = rng.choice([attribute for attribute in ATTRIBUTES.values() if attribute.recall])
-        return attribute.draw(rng, split)
+        return " ".join(rng.choice(part) for part in attribute.words)
     if draw < 0.5:
         return str(rng.randint(2, 99))
     return rng.choice(rng.choice((NOUNS, COLOURS, FIRST_NAMES, tuple(OPPOSITES))))

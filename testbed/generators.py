@@ -173,12 +173,12 @@ def instruction_dialogues(
 ) -> Iterator[Row]:
     """Dialogues that wait for an instruction: questions with answers, and a last question without.
 
-    A share of `recalls` ends with a question that only its `group` of instructions answers. Short
-    dialogues are more frequent than long ones: their number of turns is uniform on a logarithmic scale.
+    A share of `recalls` ends with a question that only its `group` of instructions answers. The number of turns
+    is uniform.
     """
     rng = _rng("instruction_dialogues", seed, split)
     for _ in range(rows):
-        turns = log_uniform(rng, min_turns, max_turns)
+        turns = rng.randint(min_turns, max_turns)
         attribute = rng.choice(list(ATTRIBUTES.values())) if rng.random() < recalls else None
         questions = waiting_questions(rng, split, turns, attribute)
         row: Row = {"messages": prompt_of(questions, rng), "is_safety": False, "source": SOURCE}

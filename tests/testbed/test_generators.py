@@ -314,12 +314,13 @@ def test_instruction_dialogues_wait_for_their_group() -> None:
     assert set(seen) == {*ATTRIBUTES, None}
     assert seen[None] / 600 == pytest.approx(0.25, abs=0.06)
     assert (min(turns), max(turns)) == (3, 12)
-    assert turns[3] + turns[4] > turns[10] + turns[11]
 
 
 def test_no_held_out_value_is_stated_in_training() -> None:
-    """A wrong answer may name one by chance; pretraining text, users and instructions never do."""
-    told = [row["text"] for row in GENERATORS["pretraining_text"](rows=4000, seed=0)]
+    """Dictated lists and wrong answers may name one by chance; other text, users and instructions never do."""
+    texts = [row["text"] for row in GENERATORS["pretraining_text"](rows=4000, seed=0)]
+    told = [text for text in texts if not text.startswith("Listen: ")]
+    assert len(told) > 3000
     told += [row["instruction"] for row in GENERATORS["instructions"](rows=1000, seed=1)]
     for name in ("demonstrations", "instruction_dialogues", "attribute_dialogues"):
         for row in GENERATORS[name](rows=1000, seed=2):
