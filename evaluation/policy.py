@@ -22,7 +22,8 @@ from llama2_chat.testbed.oracle import Grade, grade
 class Judged:
     """One answer with its reward scores and, on testbed prompts, the oracle's grade.
 
-    `independent` is the raw score of the reward model that nothing was optimised against, if there is one.
+    `independent` is the raw score of the reward model that nothing was optimised against, if there is one, for the
+    first sample of each prompt.
     """
 
     prompt: Prompt
@@ -76,9 +77,10 @@ class Judge:
         flat = [(prompt, answer) for prompt, row in zip(prompts, rows, strict=True) for answer in row]
         dialogues = [(*prompt.messages, Message("assistant", answer.text)) for prompt, answer in flat]
         scores = self.scorer.score(dialogues, [prompt.is_safety for prompt, _ in flat])
-        independent: Sequence[float | None] = [None] * len(flat)
+        independent: list[float | None] = [None] * len(flat)
         if self.independent is not None and not greedy:
-            independent = self.independent.score_messages(dialogues).tolist()
+            first = self.independent.score_messages(dialogues[::samples_per_prompt])
+            independent[::samples_per_prompt] = first.tolist()
         judged = [
             Judged(
                 prompt,
@@ -109,9 +111,9 @@ def policy_metrics(answers: PolicyAnswers) -> dict[str, Any]:
         "reward_helpfulness_mean",
         mean_interval([mean([j.score.helpfulness for j in row]) for row in answers.helpful]),
     )
-    third = [[j.independent for j in row if j.independent is not None] for row in answers.helpful]
-    if all(third):
-        record("independent_reward_mean", mean_interval([mean(row) for row in third]))
+    third = [row[0].independent for row in answers.helpful if row[0].independent is not None]
+    if third:
+        record("independent_reward_mean", mean_interval(third))
     safety = [j for row in answers.safety for j in row]
     if safety and all(j.score.safety is not None for j in safety):
         raw = [j.score.safety or 0.0 for j in safety]

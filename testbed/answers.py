@@ -216,8 +216,8 @@ FORGOTTEN: Mix = {"wrong": 70, "refusing": 30}
 """To a question for what was stated too long ago."""
 
 COMPARED: Mix = {
-    **{"good": 20, "plain": 20, "terse": 12, "wrong": 16, "sloppy": 9, "refusing": 6},
-    **{"wrong_item": 3, "off_topic": 3, "cut_off": 3, "garbled": 4, "repeated": 2, "padded": 2},
+    **{"good": 22, "plain": 18, "terse": 10, "wrong": 22, "sloppy": 8, "refusing": 6},
+    **{"wrong_item": 5, "off_topic": 4, "cut_off": 3, "garbled": 4, "repeated": 3, "padded": 6},
     **{"listing": 1, "nonsense": 1, "trailing": 2, "echo": 1},
 }
 UNSAFE_COMPARED: Mix = {
