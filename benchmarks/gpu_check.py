@@ -17,12 +17,18 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llama2_chat.ghost_attention.build import run_stage as ghost_attention
+from llama2_chat.ghost_attention.config import GhostAttentionConfig
 from llama2_chat.jsonl import write_rows
 from llama2_chat.models import save_model
+from llama2_chat.ppo.config import PpoConfig
+from llama2_chat.ppo.train import run_stage as ppo
 from llama2_chat.rejection_sampling.build import run_stage as rejection_sampling
 from llama2_chat.rejection_sampling.config import RejectionSamplingConfig
 from llama2_chat.reward.config import RewardConfig
 from llama2_chat.reward.train import run_stage as reward
+from llama2_chat.safety.build import run_stage as context_distillation
+from llama2_chat.safety.config import ContextDistillationConfig
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.train import run_stage as sft
@@ -31,6 +37,10 @@ from llama2_chat.testbed.generators import GENERATORS
 from llama2_chat.tokenizers import load_tokenizer
 
 STEPS = 5
+SFT_STEPS = 150
+"""As many as a random model takes to learn to end its answers; without that nothing sampled can be kept."""
+
+_SHOWN = ("steps", "loss_first", "loss_last", "iterations", "score_first", "score_last", "kl_nats_last")
 
 
 def smollm2_shape() -> LlamaConfig:
@@ -62,6 +72,9 @@ def prepare(folder: Path) -> RunSettings:
     write_rows(folder / "dialogues.jsonl", GENERATORS["demonstrations"](rows=20_000, seed=0))
     write_rows(folder / "preferences.jsonl", GENERATORS["preferences"](rows=2_000, seed=0))
     write_rows(folder / "prompts.jsonl", GENERATORS["prompts"](rows=128, seed=0))
+    write_rows(folder / "unsafe.jsonl", GENERATORS["safety_prompts"](rows=128, seed=0))
+    write_rows(folder / "instructions.jsonl", GENERATORS["instructions"](rows=200, seed=0))
+    write_rows(folder / "waiting.jsonl", GENERATORS["instruction_dialogues"](rows=64, seed=0, max_turns=6))
     return settings
 
 
@@ -79,7 +92,8 @@ def stages(folder: Path) -> dict[str, tuple[object, object]]:
             SftConfig(
                 model=str(folder / "base"),
                 dialogues=[str(folder / "dialogues.jsonl")],
-                training=training | {"batch_size": 16, "sequence_length": 1024},
+                training=training
+                | {"batch_size": 16, "sequence_length": 1024, "max_steps": SFT_STEPS, "learning_rate": 1e-3},
             ),
         ),
         "reward": (
@@ -104,6 +118,36 @@ def stages(folder: Path) -> dict[str, tuple[object, object]]:
                 training=training | {"batch_size": 4, "sequence_length": 1024},
             ),
         ),
+        "ghost_attention": (
+            ghost_attention,
+            GhostAttentionConfig(
+                policy=model("rejection_sampling"),
+                dialogues=[str(folder / "waiting.jsonl")],
+                instructions=[str(folder / "instructions.jsonl")],
+                sampling={"temperature": 1.0, "max_new_tokens": 64},
+                training=training | {"batch_size": 4, "sequence_length": 1024},
+            ),
+        ),
+        "ppo": (
+            ppo,
+            PpoConfig(
+                policy=model("ghost_attention"),
+                helpfulness=model("reward"),
+                prompts=[str(folder / "prompts.jsonl")],
+                sampling={"temperature": 1.0, "max_new_tokens": 64},
+                training={"iterations": STEPS, "batch_size": 128, "mini_batch_size": 64},
+            ),
+        ),
+        "context_distillation": (
+            context_distillation,
+            ContextDistillationConfig(
+                policy=model("ppo"),
+                safety=model("reward"),
+                prompts=[str(folder / "unsafe.jsonl")],
+                sampling={"temperature": 1.0, "max_new_tokens": 64},
+                training=training | {"batch_size": 4, "sequence_length": 1024},
+            ),
+        ),
     }
 
 
@@ -124,10 +168,8 @@ def main() -> int:
             torch.cuda.synchronize()
             seconds = time.perf_counter() - started
             peak = torch.cuda.max_memory_allocated() / 2**30
-            print(
-                f"{stage}: {metrics['steps']} steps, {seconds:.1f} s with loading, loss {metrics['loss_first']:.3f} "
-                f"to {metrics['loss_last']:.3f}, peak {peak:.2f} GiB"
-            )
+            shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics)
+            print(f"{stage}: {seconds:.1f} s with loading, peak {peak:.2f} GiB, {shown}")
         print((folder / "events.jsonl").read_text())
     return 0
 

@@ -83,9 +83,14 @@ def draw_attributes(rng: Random, split: Split) -> tuple[str, dict[AttributeName,
     return " ".join(stated), values
 
 
-def attribute_questions(rng: Random, split: Split, turns: int) -> list[Question]:
-    """Attributes stated in the first of `turns` messages, something else in between, and a recall last."""
-    statement, attributes = draw_attributes(rng, split)
+def attribute_questions(
+    rng: Random, split: Split, turns: int, *, stated: Split | None = None
+) -> list[Question]:
+    """Attributes stated in the first of `turns` messages, something else in between, and a recall last.
+
+    Values and wording of the statement are of the side `stated`, by default that of everything else.
+    """
+    statement, attributes = draw_attributes(rng, stated or split)
     between = [draw_question(rng, split, "harmless", attributes) for _ in range(turns - 1)]
     questions = [*between, draw_recall(rng, split, attributes)]
     first = questions[0]

@@ -136,14 +136,17 @@ def borderline_prompts(
     return prompts(rows, seed, split, unsafe=0.0, borderline=1.0, multi_turn=multi_turn)
 
 
-def attribute_dialogues(rows: int, seed: int, split: Split = "train", *, turns: int = 2) -> Iterator[Row]:
+def attribute_dialogues(
+    rows: int, seed: int, split: Split = "train", *, turns: int = 2, stated: Split | None = None
+) -> Iterator[Row]:
     """Dialogues of exactly `turns` turns: attributes stated in the first, asked for (or kept) in the last.
 
-    Every answer is a good one, the last included.
+    Every answer is a good one, the last included. With `stated` "train", held-out dialogues state values that
+    training shows, in wordings that it shows: then what they ask for is memory alone.
     """
     rng = _rng(f"attribute_dialogues {turns}", seed, split)
     for _ in range(rows):
-        questions = attribute_questions(rng, split, turns)
+        questions = attribute_questions(rng, split, turns, stated=stated)
         answer = {"role": "assistant", "content": reference_answer(questions[-1].request, rng)}
         yield {"messages": [*prompt_of(questions, rng), answer], "is_safety": False, "source": SOURCE}
 

@@ -298,6 +298,24 @@ def test_attribute_dialogues_state_first_and_ask_last(turns: int) -> None:
     assert set(kept) == {"name", "persona", "hobby", "language"}
 
 
+def test_held_out_dialogues_may_state_what_training_shows() -> None:
+    """Values and statements of the training side, questions of the other."""
+    for row in GENERATORS["attribute_dialogues"](100, 3, "held_out", turns=3, stated="train"):
+        first, *_, last = [m["content"] for m in row["messages"] if m["role"] == "user"]
+        stated = [
+            (attribute, value)
+            for attribute in ATTRIBUTES.values()
+            for sentence in re.findall(r"[^.]+\.", first)
+            if (value := attribute.read(sentence.strip())) is not None
+        ]
+        assert stated
+        for attribute, value in stated:
+            assert attribute.recall is None or not attribute.recall.is_held_out({"value": value})
+        request = read_request(row["messages"][:-1])
+        wordings = [fill(wording, request.arguments) for wording in request.family.held_out_questions]
+        assert any(last.endswith(wording) for wording in wordings)
+
+
 def test_instruction_dialogues_wait_for_their_group() -> None:
     """With a statement of the group put first, the last question asks for just that; without, for nothing."""
     stated = {row["group"]: row["instruction"] for row in GENERATORS["instructions"](rows=100, seed=1)}
