@@ -114,6 +114,8 @@ def stages(folder: Path) -> dict[str, tuple[object, object]]:
                 prompts=[str(folder / "prompts.jsonl")],
                 samples_per_prompt=16,
                 sampling={"temperature": 1.0, "max_new_tokens": 64},
+                # Five steps from the base would leave it random, and its answers endless.
+                start_from="policy",
                 sft_dialogues=[str(folder / "dialogues.jsonl")],
                 training=training | {"batch_size": 4, "sequence_length": 1024},
             ),
