@@ -275,8 +275,8 @@ def test_killed_within_the_last_stages_ends_with_the_same_bytes(uninterrupted: P
     stages = ("ghost_attention", "ghost_attention", "ppo", "ppo", "context_distillation")
     for stage in stages:
         took = summary(uninterrupted)["stages"][stage]["wall_seconds"]
-        # The first seconds load libraries; a continued stage is shorter than a whole one.
-        kill_within(killed, stage, rng.uniform(0.2, 0.7) * took)
+        # A stage that continues, or has more of the machine than it had before, takes less than it took.
+        kill_within(killed, stage, rng.uniform(0.1, 0.3) * took)
     assert [starts_of(killed, stage) for stage in dict.fromkeys(stages)] == [2, 2, 1]
     run_tiny(killed, *SMALL)
     assert_same(uninterrupted, killed)
