@@ -122,7 +122,7 @@ class PolicyEvaluator:
         return metrics, [*_rows(answers), *(recall.to_row() for recall in recalls)]
 
     def _judge(self, policy: Path | str) -> Judge:
-        gguf_file = self._gguf_file(policy)
+        gguf_file = self.settings.gguf_file_of(str(policy))
         tokenizer = load_tokenizer(policy, gguf_file)
         chat_format = build_chat_format(self.settings.chat_format, tokenizer)
         engine = TransformersEngine(
@@ -163,7 +163,7 @@ class PolicyEvaluator:
         assert self.sft is not None
         if str(policy) == str(self.sft):
             return [0.0] * len(helpful)
-        gguf_file = self._gguf_file(self.sft)
+        gguf_file = self.settings.gguf_file_of(str(self.sft))
         tokenizer = load_tokenizer(self.sft, gguf_file)
         chat_format = build_chat_format(self.settings.chat_format, tokenizer)
         prompts = [chat_format.prompt_ids(row[0].prompt.messages) for row in helpful for _ in row]
@@ -177,10 +177,6 @@ class PolicyEvaluator:
         ratios = [sum(r.logprobs) - sum(ref) for r, ref in zip(responses, reference, strict=True)]
         samples = self.config.samples_per_prompt
         return [sum(ratios[i : i + samples]) / samples for i in range(0, len(ratios), samples)]
-
-    def _gguf_file(self, policy: Path | str) -> str | None:
-        base = self.settings.base_model
-        return base.gguf_file if str(policy) == base.path else None
 
 
 def _read(files: list[str]) -> list[Prompt]:

@@ -29,14 +29,10 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
     Returns:
         `iterations`, `prompts`, `dropped_prompts`; means over the first and last tenth of the iterations.
     """
-
-    def gguf_file(model: str) -> str | None:
-        return settings.base_model.gguf_file if model == settings.base_model.path else None
-
-    tokenizer = load_tokenizer(config.policy, gguf_file(config.policy))
+    tokenizer = load_tokenizer(config.policy, settings.gguf_file_of(config.policy))
     chat_format = build_chat_format(settings.chat_format, tokenizer)
     seed_everything(settings.seed)
-    policy = load_policy(config.policy, settings, gguf_file=gguf_file(config.policy))
+    policy = load_policy(config.policy, settings, gguf_file=settings.gguf_file_of(config.policy))
     prompts, dropped = read_fitting_prompts(
         config.prompts,
         chat_format,
@@ -44,9 +40,9 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
         context_length=int(getattr(policy.config, "max_position_embeddings", 4096)),
     )
     start = config.reference or config.policy
-    reference = load_policy(start, settings, gguf_file=gguf_file(start))
+    reference = load_policy(start, settings, gguf_file=settings.gguf_file_of(start))
     value = load_value_model(
-        config, settings, tokenizer, directory.events, gguf_file=gguf_file(config.policy)
+        config, settings, tokenizer, directory.events, gguf_file=settings.gguf_file_of(config.policy)
     )
     scorer = RewardScorer.from_pretrained(
         config.helpfulness, config.safety, safety_threshold=config.safety_threshold, device=settings.device

@@ -37,7 +37,7 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     Returns:
         Metrics of the training and, where `held_out` is given, of the held-out pairs.
     """
-    gguf_file = settings.base_model.gguf_file if config.model == settings.base_model.path else None
+    gguf_file = settings.gguf_file_of(config.model)
     tokenizer = load_tokenizer(config.model, gguf_file)
     chat_format = build_chat_format(settings.chat_format, tokenizer)
     rows = chain.from_iterable(read_preferences(Path(file)) for file in config.preferences)

@@ -24,7 +24,7 @@ def run_stage(config: SftConfig, settings: RunSettings, directory: StageDirector
     Returns:
         Metrics of the run, with what the length policy shortened and dropped.
     """
-    gguf_file = settings.base_model.gguf_file if config.model == settings.base_model.path else None
+    gguf_file = settings.gguf_file_of(config.model)
     tokenizer = load_tokenizer(config.model, gguf_file)
     dialogues = chain.from_iterable(read_dialogues(Path(file)) for file in config.dialogues)
     sequences, lengths = tokenize_dialogues(
