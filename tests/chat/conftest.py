@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from fake_runs import cli  # noqa: F401
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from llama2_chat.models import save_model
@@ -16,16 +15,6 @@ from llama2_chat.pretrain.tokenizer import train_tokenizer
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.testbed.generators import GENERATORS
 from llama2_chat.tokenizers import HuggingFaceTokenizer
-
-_FILE = Path(__file__).resolve().parent.parent / "pipeline" / "conftest.py"
-_SPEC = importlib.util.spec_from_file_location("pipeline_fixtures", _FILE)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-pipeline_fixtures = importlib.util.module_from_spec(_SPEC)
-sys.modules["pipeline_fixtures"] = pipeline_fixtures
-_SPEC.loader.exec_module(pipeline_fixtures)
-
-cli = pipeline_fixtures.cli
 
 POLICIES = ("base", "sft", "v1")
 MAX_TOKENS = 96

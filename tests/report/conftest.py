@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+from fake_runs import _fake_kinds, cli, workspace  # noqa: F401
 from page_reader import Page
 from small_run import MakeRun, build_run
 
 from llama2_chat.report.page import write_report
-
-_FILE = Path(__file__).resolve().parent.parent / "pipeline" / "conftest.py"
-_SPEC = importlib.util.spec_from_file_location("pipeline_fixtures", _FILE)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-pipeline_fixtures = importlib.util.module_from_spec(_SPEC)
-sys.modules["pipeline_fixtures"] = pipeline_fixtures
-_SPEC.loader.exec_module(pipeline_fixtures)
-
-cli = pipeline_fixtures.cli
-workspace = pipeline_fixtures.workspace
-_fake_kinds = pipeline_fixtures._fake_kinds
 
 
 @pytest.fixture
