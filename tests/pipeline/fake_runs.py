@@ -1,4 +1,4 @@
-"""Fixtures of several test folders: a workspace with a small recipe of fake stages, and the command line in this process and in another."""
+"""For several test folders: a workspace with a recipe of fake stages, the command line in this process and another."""
 
 from __future__ import annotations
 
