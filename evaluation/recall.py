@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from llama2_chat.chat_format import ChatFormat
 from llama2_chat.dialogue import Dialogue, Message
 from llama2_chat.errors import UserInputError
 from llama2_chat.evaluation.statistics import Interval, mean, share_interval
-from llama2_chat.generation.conversation import Conversation, sample_conversations
+from llama2_chat.generation.conversation import Conversation, SampledConversation, sample_conversations
 from llama2_chat.generation.transformers_engine import TransformersEngine
 from llama2_chat.settings import SamplingConfig
 from llama2_chat.testbed.oracle import grade
@@ -69,36 +68,30 @@ def measure_recall(
             f"{min(map(len, questions))}; use longer dialogues (option turns) or change evaluation.recall_turns"
         )
     talks = [
-        Conversation(asked[: longest - 1], system) for asked, system in zip(questions, systems, strict=True)
+        Conversation(asked[: longest - 1], system, {turn - 1: asked[-1] for turn in turns})
+        for asked, system in zip(questions, systems, strict=True)
     ]
-    histories = sample_conversations(engine, chat_format, talks, sampling=sampling, seed=seed)
-    found = []
-    for turn in turns:
-        asking = [
-            Conversation(
-                asked[-1:],
-                (
-                    *system,
-                    *chain.from_iterable(
-                        (Message("user", question), Message("assistant", answer.text))
-                        for question, answer in zip(asked[: turn - 1], history.answers, strict=False)
-                    ),
-                ),
-            )
-            for asked, system, history in zip(questions, systems, histories, strict=True)
-        ]
-        answers = sample_conversations(engine, chat_format, asking, sampling=sampling, seed=seed)
-        for conversation, sampled in zip(asking, answers, strict=True):
-            messages = (*conversation.history, Message("user", conversation.questions[0]))
-            text = sampled.answers[0].text
-            graded = grade(messages, text)
-            if graded.attribute is None:
-                raise UserInputError(
-                    f"evaluation.attribute_dialogues: the last question of a dialogue, "
-                    f'"{conversation.questions[0]}", asks for nothing that was stated'
-                )
-            found.append(Recall(turn, graded.attribute, messages, text, bool(graded.attribute_kept)))
-    return found
+    sampled = sample_conversations(engine, chat_format, talks, sampling=sampling, seed=seed)
+    return [
+        _recall(turn, talk, conversation)
+        for turn in turns
+        for talk, conversation in zip(talks, sampled, strict=True)
+    ]
+
+
+def _recall(turn: int, talk: Conversation, sampled: SampledConversation) -> Recall:
+    messages = list(talk.history)
+    for question, answer in zip(talk.questions[: turn - 1], sampled.answers, strict=False):
+        messages += [Message("user", question), Message("assistant", answer.text)]
+    question, text = talk.asides[turn - 1], sampled.asides[turn - 1].text
+    messages.append(Message("user", question))
+    graded = grade(messages, text)
+    if graded.attribute is None:
+        raise UserInputError(
+            "evaluation.attribute_dialogues: the last question of a dialogue, "
+            f'"{question}", asks for nothing that was stated'
+        )
+    return Recall(turn, graded.attribute, tuple(messages), text, bool(graded.attribute_kept))
 
 
 def recall_metrics(recalls: Sequence[Recall]) -> tuple[dict[str, Any], dict[str, Interval]]:

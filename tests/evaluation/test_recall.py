@@ -28,21 +28,21 @@ class Forgetful:
 
     def __init__(self, span: int) -> None:
         self.span = span
-        self.asked: list[list[Message]] = []
 
     def __call__(self, engine: Any, chat_format: Any, conversations: Any, **options: Any) -> list[Any]:
         assert options["sampling"].temperature == 0.0
         sampled = []
         for conversation in conversations:
-            messages = list(conversation.history)
-            answers = []
-            for question in conversation.questions:
-                messages.append(Message("user", question))
-                self.asked.append(list(messages))
-                text = self.answer(messages)
-                messages.append(Message("assistant", text))
-                answers.append(SimpleNamespace(text=text))
-            sampled.append(SimpleNamespace(answers=tuple(answers)))
+            messages, answers, asides = list(conversation.history), [], {}
+            for place, question in enumerate((*conversation.questions, None)):
+                if place in conversation.asides:
+                    asked = [*messages, Message("user", conversation.asides[place])]
+                    asides[place] = SimpleNamespace(text=self.answer(asked))
+                if question is not None:
+                    messages.append(Message("user", question))
+                    answers.append(SimpleNamespace(text=self.answer(messages)))
+                    messages.append(Message("assistant", answers[-1].text))
+            sampled.append(SimpleNamespace(answers=tuple(answers), asides=asides))
         return sampled
 
     def answer(self, messages: list[Message]) -> str:

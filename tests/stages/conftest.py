@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llama2_chat.ghost_attention import build as ghost_attention
@@ -19,7 +20,7 @@ from llama2_chat.reward.config import RewardConfig
 from llama2_chat.reward.train import run_stage as run_reward
 from llama2_chat.safety import build as safety
 from llama2_chat.safety.config import ContextDistillationConfig
-from llama2_chat.settings import BaseModelSource, RunSettings
+from llama2_chat.settings import BaseModelSource, RunSettings, StrictModel
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.train import run_stage as run_sft
 from llama2_chat.stage import EventLog, StageDirectory
@@ -75,6 +76,19 @@ def stage_at(tmp_path_factory: pytest.TempPathFactory):
         return StageDirectory(path, EventLog(path / "events.jsonl"))
 
     return make
+
+
+@pytest.fixture
+def file_of(world: Path, tmp_path: Path):
+    """A function that writes a stage's configuration as the user's own YAML file."""
+
+    def write(config: StrictModel) -> Path:
+        head = {"base_model": {"path": str(world / "base")}, "seed": 1, "device": "cpu"}
+        file = tmp_path / f"{config.kind}.yaml"
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json") | head))
+        return file
+
+    return write
 
 
 TRAINING = {"learning_rate": 3e-3, "batch_size": 8, "epochs": 2, "sequence_length": 128}

@@ -8,7 +8,6 @@ from random import Random
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -179,12 +178,8 @@ def test_nothing_complete_is_the_users_mistake(distillation_config, settings, st
 
 
 @pytest.fixture
-def config_file(distillation_config, world: Path, tmp_path: Path) -> Path:
-    file = tmp_path / "distillation.yaml"
-    mapping = distillation_config().model_dump(mode="json")
-    head = {"base_model": {"path": str(world / "base")}, "seed": 1, "device": "cpu"}
-    file.write_text(yaml.safe_dump(mapping | head))
-    return file
+def config_file(distillation_config, file_of) -> Path:
+    return file_of(distillation_config())
 
 
 def test_the_users_command_gives_the_same_files(config_file: Path, distillation, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from llama2_chat.chat_format import ChatFormat
 from llama2_chat.dialogue import Message
 from llama2_chat.errors import ChatTagError
 from llama2_chat.generation import conversation
-from llama2_chat.generation.answers import sample_answers
+from llama2_chat.generation.answers import Answer, sample_answers
 from llama2_chat.generation.conversation import Conversation, sample_conversations
 from llama2_chat.generation.transformers_engine import TransformersEngine, load_engine
 from llama2_chat.jsonl import read_prompts
@@ -126,6 +128,36 @@ def test_the_cache_is_that_of_the_text_encoded_anew(
     assert sum(map(sum, fed)) < 2.5 * whole  # the questions and the ends of answers, never whole histories
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_aside_is_answered_in_its_place_and_forgotten(
+    engine_and_format, conversations, temperature
+) -> None:
+    engine, chat_format = engine_and_format("llama2")
+    sampling = SamplingConfig(temperature=temperature, max_new_tokens=24, token_budget=2500)
+    plain = sample_conversations(engine, chat_format, conversations, sampling=sampling, seed=5)
+    places = [{0, len(talk.questions) // 2, len(talk.questions)} for talk in conversations]
+    asking = [
+        Conversation(talk.questions, talk.history, {place: f"What is {place} plus 3?" for place in at})
+        for talk, at in zip(conversations, places, strict=True)
+    ]
+    found = sample_conversations(engine, chat_format, asking, sampling=sampling, seed=5)
+    for talk, one, before in zip(asking, found, plain, strict=True):
+        assert tokens_of(one.answers) == tokens_of(before.answers)
+        assert (one.recomputed, one.shortened) == (before.recomputed, before.shortened)
+        assert set(one.asides) == set(talk.asides)
+        for place, answer in one.asides.items():
+            history = list(talk.history)
+            for question, earlier in zip(talk.questions[:place], before.answers, strict=False):
+                history += [Message("user", question), Message("assistant", earlier.text)]
+            alone = Conversation((talk.asides[place],), tuple(history))
+            (expected,) = sample_conversations(engine, chat_format, [alone], sampling=sampling, seed=5)
+            assert tokens_of([answer]) == tokens_of(expected.answers)
+
+
+def tokens_of(answers: Iterable[Answer]) -> list[list[int]]:
+    return [answer.response.token_ids for answer in answers]
+
+
 def test_a_question_too_long_for_the_context_is_not_answered(engine_and_format) -> None:
     engine, chat_format = engine_and_format("llama2")
     talk = Conversation(("What is 1 plus 1?", "word " * 400, "What is 2 plus 2?"))
@@ -137,6 +169,8 @@ def test_a_question_too_long_for_the_context_is_not_answered(engine_and_format) 
 
 
 def test_malformed_conversations_are_refused() -> None:
+    with pytest.raises(ValueError, match="after 0 to 1 of the questions"):
+        Conversation(("Hello?",), asides={2: "Who are you?"})
     with pytest.raises(ValueError, match="at least one question"):
         Conversation(())
     with pytest.raises(ChatTagError):

@@ -6,10 +6,8 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from random import Random
 
 import pytest
-import yaml
 
 from llama2_chat.chat_format import build_chat_format
 from llama2_chat.cli.main import run_command
@@ -17,13 +15,6 @@ from llama2_chat.errors import UserInputError
 from llama2_chat.files import sha256_of
 from llama2_chat.generation import conversation, sample_file
 from llama2_chat.ghost_attention import build
-from llama2_chat.ghost_attention.instructions import (
-    UNGROUPED,
-    Instruction,
-    draw_instruction,
-    read_grouped_dialogues,
-    read_instructions,
-)
 from llama2_chat.jsonl import read_dialogues, read_samples, write_rows
 from llama2_chat.sft import made_data
 from llama2_chat.stage import StageDirectory
@@ -245,45 +236,6 @@ def same_results(one: StageDirectory, other: StageDirectory) -> bool:
     )
 
 
-def test_instructions_are_drawn_as_configured() -> None:
-    by_group = {
-        "persona": [Instruction(f"Act as {n}.", f"Figure: {n}.", "persona") for n in range(5)],
-        "hobby": [Instruction("You enjoy maps.", "Hobby: maps.", "hobby")],
-        UNGROUPED: [Instruction("Be brief.")],
-    }
-    rng = Random(0)
-    drawn = [
-        draw_instruction(by_group, rng, about="hobby", max_instructions=2, short_fraction=0.25)
-        for _ in range(4000)
-    ]
-    assert all("hobby" in one.groups and len(set(one.groups)) == len(one.groups) for one in drawn)
-    # One or two, equally often; the second is either of the other groups; either may stand first.
-    assert sum(len(one.groups) == 2 for one in drawn) == pytest.approx(2000, abs=130)  # 4 standard errors
-    assert sum("persona" in one.groups for one in drawn) == pytest.approx(1000, abs=110)
-    assert sum(one.groups[0] != "hobby" for one in drawn) == pytest.approx(1000, abs=110)
-    assert sum(one.is_short for one in drawn) == pytest.approx(1000, abs=110)
-    for one in drawn:
-        assert ("Hobby: maps." in one.text) == one.is_short
-        assert ("You enjoy maps." in one.text) != one.is_short
-    assert {one.text for one in drawn if one.groups == ("hobby", UNGROUPED)} == {
-        "You enjoy maps. Be brief.",
-        "Hobby: maps. Be brief.",
-    }
-    plain = draw_instruction(
-        {UNGROUPED: [Instruction("Be brief.")]}, rng, about=None, max_instructions=9, short_fraction=1.0
-    )
-    assert (plain.text, plain.is_short) == ("Be brief.", False)
-
-
-def test_dialogues_are_instructed_about_their_group(ghost_config, instructed_world) -> None:
-    config = ghost_config()
-    grouped = read_grouped_dialogues(config.dialogues, list(read_instructions(config.instructions)))
-    instructed = build.instruct(config, seed=1)
-    assert sum(one.group == "persona" for one in grouped) == 38
-    assert all("persona" in i.instruction.groups for g, i in zip(grouped, instructed, strict=True) if g.group)
-    assert build.instruct(config, seed=1) == instructed != build.instruct(config, seed=2)
-
-
 def test_nothing_complete_is_the_users_mistake(ghost_config, settings, stage_at) -> None:
     config = ghost_config(sampling={"temperature": 1.0, "max_new_tokens": 1})
     with pytest.raises(UserInputError, match=r"none of 150 .*cut_off.* raise sampling.max_new_tokens"):
@@ -291,12 +243,8 @@ def test_nothing_complete_is_the_users_mistake(ghost_config, settings, stage_at)
 
 
 @pytest.fixture
-def config_file(ghost_config, world: Path, tmp_path: Path) -> Path:
-    file = tmp_path / "ghost.yaml"
-    mapping = ghost_config().model_dump(mode="json")
-    head = {"base_model": {"path": str(world / "base")}, "seed": 1, "device": "cpu"}
-    file.write_text(yaml.safe_dump(mapping | head))
-    return file
+def config_file(ghost_config, file_of) -> Path:
+    return file_of(ghost_config())
 
 
 def test_the_users_command_gives_the_same_files(config_file: Path, ghost, tmp_path: Path) -> None:

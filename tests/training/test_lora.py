@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 
 import pytest
 import torch
 
-from llama2_chat import interruption
 from llama2_chat.errors import UserInputError
 from llama2_chat.lora import merged, plain_model, with_adapter
 from llama2_chat.settings import LoraConfig
@@ -126,22 +124,14 @@ def test_a_checkpoint_holds_the_adapter_alone(tiny_llama, dialogues, settings, s
 
 @pytest.mark.parametrize("stop_after", [1, 4])
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_byte(
-    tiny_llama, dialogues, settings, stage_directory, monkeypatch, stop_after: int
+    tiny_llama, dialogues, settings, stage_directory, interrupted_after, stop_after: int
 ) -> None:
     whole, directory = tiny_llama(), stage_directory("whole")
     train(whole, dialogues, settings, directory)
 
     interrupted = stage_directory("interrupted")
-    steps = iter(range(1, 1000))
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            interruption, "requested", lambda: signal.SIGTERM if next(steps) >= stop_after else None
-        )
-        patch.setattr(
-            interruption, "raise_if_requested", lambda: (_ for _ in ()).throw(interruption.Interrupted(15))
-        )
-        with pytest.raises(interruption.Interrupted):
-            train(tiny_llama(), dialogues, settings, interrupted)
+    with interrupted_after(stop_after):
+        train(tiny_llama(), dialogues, settings, interrupted)
     assert len(interrupted.metrics_file.read_text().splitlines()) == stop_after
     resumed = tiny_llama()
     train(resumed, dialogues, settings, interrupted)

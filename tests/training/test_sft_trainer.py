@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
-from llama2_chat import interruption
 from llama2_chat.errors import UserInputError
 from llama2_chat.sft.config import SftTraining
 from llama2_chat.sft.trainer import train_sequences
@@ -116,22 +114,14 @@ def weights(model) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("stop_after", [1, 3, 7])
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_byte(
-    tiny_llama, dialogues, settings, stage_directory, monkeypatch, stop_after: int
+    tiny_llama, dialogues, settings, stage_directory, interrupted_after, stop_after: int
 ) -> None:
     whole, directory = tiny_llama(), stage_directory("whole")
     train(whole, dialogues, settings, directory)
 
     interrupted = stage_directory("interrupted")
-    steps = iter(range(1, 1000))
-    monkeypatch.setattr(
-        interruption, "requested", lambda: signal.SIGTERM if next(steps) >= stop_after else None
-    )
-    monkeypatch.setattr(
-        interruption, "raise_if_requested", lambda: (_ for _ in ()).throw(interruption.Interrupted(15))
-    )
-    with pytest.raises(interruption.Interrupted):
+    with interrupted_after(stop_after):
         train(tiny_llama(), dialogues, settings, interrupted)
-    monkeypatch.undo()
     assert len(records(interrupted)) == stop_after
     resumed = tiny_llama()
     train(resumed, dialogues, settings, interrupted)

@@ -10,14 +10,14 @@ cache is kept as far as its tokens agree with it, and everything after the first
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
 from llama2_chat import interruption
 from llama2_chat.chat_format import ChatFormat
@@ -25,6 +25,7 @@ from llama2_chat.dialogue import Message, Prompt
 from llama2_chat.generation.answers import Answer, to_answer
 from llama2_chat.generation.decoding import CachedBatch, decode, feed
 from llama2_chat.generation.engine import Response
+from llama2_chat.generation.growing_cache import growing_cache
 from llama2_chat.generation.sampling import uniforms_for_prompt
 from llama2_chat.generation.transformers_engine import TransformersEngine
 from llama2_chat.settings import SamplingConfig
@@ -36,28 +37,33 @@ class Conversation:
     """The user's side of a conversation.
 
     `questions` are answered one after the other. `history` stands before them as it is: a system message,
-    whole turns whose answers are given, both or nothing.
+    whole turns whose answers are given, both or nothing. `asides[n]` is asked after n of the questions, and the
+    conversation goes on as if it had not been.
     """
 
     questions: tuple[str, ...]
     history: tuple[Message, ...] = ()
+    asides: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.questions:
             raise ValueError("a conversation needs at least one question")
-        for question in self.questions:
+        if not all(0 <= place <= len(self.questions) for place in self.asides):
+            raise ValueError(f"an aside comes after 0 to {len(self.questions)} of the questions")
+        for question in (*self.questions, *self.asides.values()):
             Prompt((*self.history, Message("user", question)))  # checks the roles and the text
 
 
 @dataclass(frozen=True, slots=True)
 class SampledConversation:
-    """The answer to each question, and what became of the cache on the way.
+    """The answer to each question and to each aside, and what became of the cache on the way.
 
     `recomputed` counts the turns at which a part of the cache was not what the messages encode to;
     `shortened` those at which the oldest turns were left out to fit into the model's context.
     """
 
     answers: tuple[Answer, ...]
+    asides: Mapping[int, Answer]
     recomputed: int
     shortened: int
 
@@ -68,13 +74,35 @@ class _Row:
 
     messages: list[Message]
     questions: deque[str]
+    asides: dict[int, str]
     size: int
     answers: list[Answer] = field(default_factory=list)
+    aside_answers: dict[int, Answer] = field(default_factory=dict)
+    in_aside: bool = False
     ids: list[int] = field(default_factory=list)
     cache: Tensor | None = None
     prompt: list[int] = field(default_factory=list)
     recomputed: int = 0
     shortened: int = 0
+
+    def has_more(self) -> bool:
+        """Whether anything is still to be asked."""
+        return bool(self.questions or self.asides)
+
+    def ask(self) -> None:
+        """Put the next question, an aside if one comes here."""
+        aside = self.asides.pop(len(self.answers), None)
+        self.in_aside = aside is not None
+        self.messages.append(Message("user", self.questions.popleft() if aside is None else aside))
+
+    def take(self, answer: Answer) -> None:
+        """The answer to what was asked; an aside is forgotten."""
+        if self.in_aside:
+            self.aside_answers[len(self.answers)] = answer
+            self.messages.pop()
+            return
+        self.answers.append(answer)
+        self.messages.append(Message("assistant", answer.text))
 
 
 def sample_conversations(
@@ -93,17 +121,17 @@ def sample_conversations(
     context = int(getattr(engine.model.config, "max_position_embeddings", 4096))
     rows = [_new_row(conversation, chat_format, sampling, context) for conversation in conversations]
     for batch in _batches(rows, sampling.token_budget):
-        while active := [row for row in batch if row.questions]:
+        while active := [row for row in batch if row.has_more()]:
             interruption.raise_if_requested()
             ready = [row for row in active if _ask(row, chat_format, context - sampling.max_new_tokens)]
             with engine.inference():
                 responses = _respond(engine, ready, sampling, seed) if ready else []
             for row, response in zip(ready, responses, strict=True):
-                answer = to_answer(response, chat_format)
-                row.answers.append(answer)
-                row.messages.append(Message("assistant", answer.text))
-                row.ids = row.prompt + response.token_ids[:-1]  # the last token was never fed
-    return [SampledConversation(tuple(row.answers), row.recomputed, row.shortened) for row in rows]
+                row.take(to_answer(response, chat_format))
+    return [
+        SampledConversation(tuple(row.answers), row.aside_answers, row.recomputed, row.shortened)
+        for row in rows
+    ]
 
 
 def _new_row(
@@ -113,7 +141,10 @@ def _new_row(
     size = len(chat_format.prompt_ids([*conversation.history, Message("user", first)]))
     size += sum(len(chat_format.prompt_ids([Message("user", question)])) for question in others)
     size += sampling.max_new_tokens * len(conversation.questions)
-    return _Row(list(conversation.history), deque(conversation.questions), min(size, context))
+    size = min(size, context)
+    if conversation.asides:
+        size *= 2  # an aside is answered on a copy of the cache
+    return _Row(list(conversation.history), deque(conversation.questions), dict(conversation.asides), size)
 
 
 def _batches(rows: Sequence[_Row], token_budget: int) -> Iterator[list[_Row]]:
@@ -133,16 +164,15 @@ def _batches(rows: Sequence[_Row], token_budget: int) -> Iterator[list[_Row]]:
 
 def _ask(row: _Row, chat_format: ChatFormat, room: int) -> bool:
     """Put the next question; False if it is too long to be answered."""
-    row.messages.append(Message("user", row.questions.popleft()))
+    row.ask()
     row.prompt = chat_format.prompt_ids(row.messages)
     if len(row.prompt) <= room:
         return True
     fitted = fit_to_length(row.messages, chat_format, room)
     if fitted is None:
-        row.answers.append(Answer("", "too_long", Response([], [], "length")))
-        row.messages.append(Message("assistant", ""))
+        row.take(Answer("", "too_long", Response([], [], "length")))
         return False
-    row.shortened += 1
+    row.shortened += not row.in_aside
     row.prompt = chat_format.prompt_ids(fitted)
     return True
 
@@ -156,39 +186,48 @@ def _respond(
         agreeing = takewhile(lambda pair: pair[0] == pair[1], zip(row.ids, row.prompt, strict=False))
         # At least one token must be fed: the answer is drawn from what it gives.
         kept.append(min(sum(1 for _ in agreeing), len(row.prompt) - 1))
-        row.recomputed += kept[-1] < len(row.ids)
-    cache, mask = _joined(rows, kept, engine)
+        row.recomputed += kept[-1] < len(row.ids) and not row.in_aside
     new = [row.prompt[start:] for row, start in zip(rows, kept, strict=True)]
+    cache, mask = _joined(rows, kept, engine, room=max(map(len, new)) + sampling.max_new_tokens)
     batch = feed(engine.model, new, padding_id=engine.padding_id, cache=cache, mask_BC=mask)
     uniforms = torch.cat([uniforms_for_prompt(seed, row.prompt, 1, sampling.max_new_tokens) for row in rows])
 
     def take_cache(batch: CachedBatch, place: int, number: int) -> None:
-        if rows[number].questions:
+        if rows[number].has_more() and not rows[number].in_aside:
             rows[number].cache = _row_of(batch, place)
 
-    return decode(engine.model, batch, uniforms, sampling, stop_id=engine.stop_id, on_leave=take_cache)
+    responses = decode(engine.model, batch, uniforms, sampling, stop_id=engine.stop_id, on_leave=take_cache)
+    for row, response in zip(rows, responses, strict=True):
+        if not row.in_aside:
+            row.ids = row.prompt + response.token_ids[:-1]  # the last token was never fed
+    return responses
 
 
 def _joined(
-    rows: Sequence[_Row], kept: Sequence[int], engine: TransformersEngine
-) -> tuple[DynamicCache, Tensor]:
+    rows: Sequence[_Row], kept: Sequence[int], engine: TransformersEngine, *, room: int
+) -> tuple[Cache, Tensor]:
     """The first `kept` tokens of the rows' caches as one cache, padded on the left, with its mask.
 
-    The rows give their caches up.
+    The rows give their caches up, but for an aside. The cache has `room` for more tokens.
     """
     longest = max(kept)
     columns = torch.arange(longest, device=engine.model.device)
     mask = (columns >= longest - torch.tensor(kept, device=columns.device)[:, None]).long()
+    cache = growing_cache(engine.model.config, room)
     held = [row.cache for row in rows if row.cache is not None]
     if longest == 0:
-        return DynamicCache(), mask
+        return cache, mask
     parts, heads, _, width = held[0].shape
-    joined = held[0].new_zeros(parts, len(rows), heads, longest, width)
+    joined = held[0].new_zeros(parts, len(rows), heads, longest + room, width)
     for place, (row, count) in enumerate(zip(rows, kept, strict=True)):
         if row.cache is not None and count:
-            joined[:, place, :, longest - count :] = row.cache[:, :, :count]
-        row.cache = None
-    return DynamicCache([(joined[layer], joined[layer + 1]) for layer in range(0, parts, 2)]), mask
+            joined[:, place, :, longest - count : longest] = row.cache[:, :, :count]
+        if not row.in_aside:
+            row.cache = None
+    layers: list[Any] = cache.layers
+    for number, layer in enumerate(layers):
+        layer.hold(joined[2 * number], joined[2 * number + 1], longest)
+    return cache, mask
 
 
 def _row_of(batch: CachedBatch, place: int) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from llama2_chat.generation.engine import Response
 from llama2_chat.generation.sampling import draw
@@ -26,7 +26,7 @@ class CachedBatch:
 
     logits: Tensor
     """(B, V), after each row's last token, float32."""
-    cache: DynamicCache
+    cache: Cache
     mask: Tensor
     """(B, C), int64."""
     positions: Tensor
@@ -58,7 +58,7 @@ def feed(
     rows: Sequence[Sequence[int]],
     *,
     padding_id: int,
-    cache: DynamicCache,
+    cache: Cache,
     mask_BC: Tensor | None = None,
 ) -> CachedBatch:
     """Append tokens to every row, at least one each.

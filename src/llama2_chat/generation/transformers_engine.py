@@ -11,12 +11,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from llama2_chat import interruption
 from llama2_chat.chat_format import ChatFormat, build_chat_format
 from llama2_chat.generation.decoding import decode, feed
 from llama2_chat.generation.engine import Response
+from llama2_chat.generation.growing_cache import growing_cache
 from llama2_chat.generation.sampling import uniforms_for_prompt
 from llama2_chat.models import load_policy, sampling_dtype
 from llama2_chat.settings import RunSettings, SamplingConfig
@@ -90,7 +91,7 @@ class TransformersEngine:
         self, prompts: Sequence[Sequence[int]], samples: int, uniforms: Tensor, sampling: SamplingConfig
     ) -> list[Response]:
         """`samples` responses for each prompt, prompt by prompt."""
-        cache = DynamicCache(config=self.model.config)
+        cache = growing_cache(self.model.config, room=sampling.max_new_tokens)
         batch = feed(self.model, prompts, padding_id=self.padding_id, cache=cache)
         batch.repeat(samples)
         return decode(self.model, batch, uniforms, sampling, stop_id=self.stop_id)
