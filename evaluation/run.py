@@ -58,19 +58,40 @@ def run_evaluation(
     with track("evaluation", total=len(names), unit="policies") as progress:
         for name in names:
             interruption.raise_if_requested()
-            file = directory / f"{name}.json"
-            stored = read_json(file) if file.exists() else None
-            if stored is None or stored["fingerprint"] != fingerprints[name]:
+            metrics = stored_metrics(directory, name, fingerprints[name])
+            if metrics is None:
                 evaluator = evaluator or PolicyEvaluator(config, settings, policies.get(sft or ""))
-                started = time.perf_counter()
-                metrics, rows = evaluator.evaluate(policies[name])
-                write_rows(directory / f"{name}.samples.jsonl", rows)
-                stored = {"fingerprint": fingerprints[name], "metrics": metrics}
-                write_json(file, stored)
-                events.write("policy_evaluated", policy=name, seconds=time.perf_counter() - started)
-            results[name] = stored["metrics"]
+                metrics = evaluate_and_store(
+                    evaluator, name, policies[name], fingerprints[name], directory=directory, events=events
+                )
+            results[name] = metrics
             progress.advance(1)
     return {name: results[name] for name in policies}
+
+
+def stored_metrics(directory: Path, name: str, fingerprint: str) -> dict[str, Any] | None:
+    """The metrics of a policy that were stored under this fingerprint, if there are any."""
+    file = directory / f"{name}.json"
+    stored = read_json(file) if file.exists() else None
+    return stored["metrics"] if stored is not None and stored["fingerprint"] == fingerprint else None
+
+
+def evaluate_and_store(
+    evaluator: PolicyEvaluator,
+    name: str,
+    policy: Path | str,
+    fingerprint: str,
+    *,
+    directory: Path,
+    events: EventLog,
+) -> dict[str, Any]:
+    """Evaluate a policy and write its `NAME.samples.jsonl` and then its `NAME.json`."""
+    started = time.perf_counter()
+    metrics, rows = evaluator.evaluate(policy)
+    write_rows(directory / f"{name}.samples.jsonl", rows)
+    write_json(directory / f"{name}.json", {"fingerprint": fingerprint, "metrics": metrics})
+    events.write("policy_evaluated", policy=name, seconds=time.perf_counter() - started)
+    return metrics
 
 
 class PolicyEvaluator:

@@ -19,10 +19,11 @@ from llama2_chat.pipeline.estimates import (
     parameter_count,
 )
 from llama2_chat.pipeline.fingerprints import fingerprint_of
+from llama2_chat.pipeline.inputs import base_inputs
 from llama2_chat.pipeline.paper_values import paper_warnings
 from llama2_chat.pipeline.recipe import Recipe
 from llama2_chat.pipeline.references import references
-from llama2_chat.pipeline.run import Selection, base_inputs
+from llama2_chat.pipeline.run import Selection
 from llama2_chat.pipeline.run_directory import RunDirectory, check_belongs
 from llama2_chat.pipeline.stage_config import write_stage_config
 from llama2_chat.progress import format_duration

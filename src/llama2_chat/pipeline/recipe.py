@@ -68,6 +68,11 @@ class Recipe:
         """The keys that every stage gets."""
         return RunSettings(**{name: getattr(self.head, name) for name in RunSettings.model_fields})
 
+    def kind_of(self, stage: str) -> str:
+        """The kind of a stage."""
+        kind: str = self.stages[stage].kind  # type: ignore[attr-defined]
+        return kind
+
     def to_mapping(self) -> dict[str, Any]:
         """The resolved recipe: every default written out, paths absolute. It gives the same run anywhere."""
         mapping = self.head.model_dump(mode="json")

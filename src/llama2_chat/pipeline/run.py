@@ -6,17 +6,17 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama2_chat import interruption
 from llama2_chat.errors import UserInputError, did_you_mean
-from llama2_chat.files import read_json, remove, sha256_of, write_json
-from llama2_chat.pipeline.data import prepare_data
-from llama2_chat.pipeline.fingerprints import fingerprint_of, fingerprint_of_model
+from llama2_chat.files import read_json, remove, write_json
+from llama2_chat.pipeline.evaluation import evaluating
+from llama2_chat.pipeline.fingerprints import fingerprint_of
+from llama2_chat.pipeline.inputs import Inputs, base_inputs, prepare_inputs
 from llama2_chat.pipeline.recipe import Recipe
-from llama2_chat.pipeline.references import references, resolve
 from llama2_chat.pipeline.run_directory import RunDirectory, opened
 from llama2_chat.pipeline.stage_config import load_stage_config, write_stage_config
 from llama2_chat.pipeline.sweep import load_runs
@@ -59,20 +59,6 @@ class Selection:
         return names[start:end]
 
 
-@dataclass
-class Inputs:
-    """Paths and hashes of what stages may refer to (`model:NAME`, `data:NAME`), filled as the run goes on."""
-
-    paths: dict[str, str] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
-
-    def add_stage(self, recipe: Recipe, name: str, directory: StageDirectory, fingerprint: str) -> None:
-        """The model of a stage can be used from now on; it may be the run's base."""
-        for known_as in [name, *(["base"] if name == recipe.base_stage else [])]:
-            self.paths[f"model:{known_as}"] = str(directory.model)
-            self.hashes[f"model:{known_as}"] = fingerprint
-
-
 def run_recipe(
     recipe_name: str, overrides: Sequence[str], output_dir: Path | None, selection: Selection
 ) -> list[Path]:
@@ -93,17 +79,17 @@ def _run_one(recipe: Recipe, path: Path, selection: Selection) -> None:
         run.events.write("run_started", recipe=recipe.head.name)
         moved = run.renumber()
         inputs = base_inputs(recipe, run)
-        for number, name in enumerate(names, start=1):
-            shown = f"[{number}/{len(names)}] {name} ({_kind(recipe, name)})"
-            if name in selected:
-                _run_stage(recipe, name, run, inputs, shown, force=name in selection.force, moved=moved)
-            else:
-                _use_stage(recipe, name, run, inputs, needed=number <= names.index(selected[0]))
-            write_summary(recipe, run, None)
-        evaluation = None
-        if recipe.evaluation is not None and selected[-1] == names[-1]:
-            evaluation = _evaluate(recipe, run, inputs)
-        write_summary(recipe, run, evaluation)
+        with evaluating(recipe, run, inputs, wanted=selected[-1] == names[-1]) as evaluation:
+            for number, name in enumerate(names, start=1):
+                shown = f"[{number}/{len(names)}] {name} ({recipe.kind_of(name)})"
+                if name in selected:
+                    _run_stage(recipe, name, run, inputs, shown, force=name in selection.force, moved=moved)
+                else:
+                    _use_stage(recipe, name, run, inputs, needed=number <= names.index(selected[0]))
+                write_summary(recipe, run, None)
+                evaluation.go_on()
+            results = evaluation.finish()
+        write_summary(recipe, run, results)
         run.events.write("run_finished")
         _write_report(run)
 
@@ -122,34 +108,12 @@ def _write_report(run: RunDirectory) -> None:
         )
 
 
-def base_inputs(recipe: Recipe, run: RunDirectory) -> Inputs:
-    """The base model is there from the start, or will be where a stage of the run puts it."""
-    if recipe.base_stage is not None:
-        model = run.stage(recipe.base_stage).model
-        return Inputs({"model:base": str(model)}, {"model:base": f"made by {recipe.base_stage}"})
-    local = recipe.folder / recipe.head.base_model.path
-    path = str(local.resolve()) if local.is_dir() else recipe.head.base_model.path
-    return Inputs({"model:base": path}, {"model:base": fingerprint_of_model(path)})
-
-
-def _prepare(recipe: Recipe, name: str, run: RunDirectory, inputs: Inputs) -> None:
-    """Make the data that a stage (or the evaluation) names."""
-    config = recipe.stages.get(name, recipe.evaluation)
-    assert config is not None
-    for referring in references(config):
-        for data in referring.names if referring.kind == "data" else ():
-            if f"data:{data}" not in inputs.paths:
-                file = prepare_data(recipe, data, run.path, run.events)
-                inputs.paths[f"data:{data}"] = str(file)
-                inputs.hashes[f"data:{data}"] = sha256_of(file)
-
-
 def _run_stage(
     recipe: Recipe, name: str, run: RunDirectory, inputs: Inputs, shown: str, *, force: bool, moved: bool
 ) -> None:
     interruption.raise_if_requested()
     directory = run.stage(name)
-    _prepare(recipe, name, run, inputs)
+    prepare_inputs(recipe.stages[name], recipe, run, inputs)
     fingerprint = fingerprint_of(recipe.stages[name], recipe.settings, inputs.hashes)
     if force or not _continues(directory, fingerprint):
         # What tells that the stage is done goes first: a kill may leave any part of the rest.
@@ -165,7 +129,7 @@ def _run_stage(
             directory.config_file, recipe.stages[name], recipe.settings, inside=run.path, paths=inputs.paths
         )
     if not done:
-        run_stage_file(directory.config_file, _kind(recipe, name), directory, fingerprint)
+        run_stage_file(directory.config_file, recipe.kind_of(name), directory, fingerprint)
         _say(f"{shown}: done")
     inputs.add_stage(recipe, name, directory, fingerprint)
 
@@ -205,39 +169,6 @@ def run_stage_file(
     )
     directory.events.write("stage_finished", kind=kind, seconds=seconds)
     return metrics
-
-
-def _evaluate(recipe: Recipe, run: RunDirectory, inputs: Inputs) -> dict[str, Any]:
-    from llama2_chat.evaluation.run import run_evaluation
-
-    assert recipe.evaluation is not None
-    _prepare(recipe, "evaluation", run, inputs)
-    made = [name for name in recipe.stages if STAGE_KINDS[_kind(recipe, name)].produces == "policy"]
-    policies = ["base", *(name for name in made if name != recipe.base_stage)]
-    sft = next((name for name in policies if name != "base" and _kind(recipe, name) == "sft"), None)
-    resolved = resolve(
-        recipe.evaluation,
-        lambda referring, name: inputs.paths[f"{'data' if referring.kind == 'data' else 'model'}:{name}"],
-    )
-    own = fingerprint_of(recipe.evaluation, recipe.settings, inputs.hashes)
-    base = recipe.settings.base_model.model_copy(update={"path": inputs.paths["model:base"]})
-    return run_evaluation(
-        resolved,
-        recipe.settings.model_copy(update={"base_model": base}),
-        policies={name: inputs.paths[f"model:{name}"] for name in policies},
-        fingerprints={
-            name: ":".join([own, inputs.hashes[f"model:{name}"], inputs.hashes.get(f"model:{sft}", "")])
-            for name in policies
-        },
-        sft=sft,
-        directory=run.evaluation,
-        events=run.events,
-    )
-
-
-def _kind(recipe: Recipe, name: str) -> str:
-    kind: str = recipe.stages[name].kind  # type: ignore[attr-defined]
-    return kind
 
 
 def write_summary(recipe: Recipe, run: RunDirectory, evaluation: dict[str, Any] | None) -> None:

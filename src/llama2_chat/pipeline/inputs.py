@@ -1,0 +1,48 @@
+"""What the stages of a run may refer to: where it lies and what it depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llama2_chat.files import sha256_of
+from llama2_chat.pipeline.data import prepare_data
+from llama2_chat.pipeline.fingerprints import fingerprint_of_model
+from llama2_chat.pipeline.recipe import Recipe
+from llama2_chat.pipeline.references import references
+from llama2_chat.pipeline.run_directory import RunDirectory
+from llama2_chat.settings import StrictModel
+from llama2_chat.stage import StageDirectory
+
+
+@dataclass
+class Inputs:
+    """Paths and hashes of what stages may refer to (`model:NAME`, `data:NAME`), filled as the run goes on."""
+
+    paths: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def add_stage(self, recipe: Recipe, name: str, directory: StageDirectory, fingerprint: str) -> None:
+        """The model of a stage can be used from now on; it may be the run's base."""
+        for known_as in [name, *(["base"] if name == recipe.base_stage else [])]:
+            self.paths[f"model:{known_as}"] = str(directory.model)
+            self.hashes[f"model:{known_as}"] = fingerprint
+
+
+def base_inputs(recipe: Recipe, run: RunDirectory) -> Inputs:
+    """The base model is there from the start, or will be where a stage of the run puts it."""
+    if recipe.base_stage is not None:
+        model = run.stage(recipe.base_stage).model
+        return Inputs({"model:base": str(model)}, {"model:base": f"made by {recipe.base_stage}"})
+    local = recipe.folder / recipe.head.base_model.path
+    path = str(local.resolve()) if local.is_dir() else recipe.head.base_model.path
+    return Inputs({"model:base": path}, {"model:base": fingerprint_of_model(path)})
+
+
+def prepare_inputs(config: StrictModel, recipe: Recipe, run: RunDirectory, inputs: Inputs) -> None:
+    """Make the data that a stage's or the evaluation's configuration names."""
+    for referring in references(config):
+        for data in referring.names if referring.kind == "data" else ():
+            if f"data:{data}" not in inputs.paths:
+                file = prepare_data(recipe, data, run.path, run.events)
+                inputs.paths[f"data:{data}"] = str(file)
+                inputs.hashes[f"data:{data}"] = sha256_of(file)
