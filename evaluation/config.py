@@ -18,6 +18,10 @@ class EvaluationConfig(StrictModel):
         None, description="A third reward model, trained on other data and never optimised against"
     )
     prompts: list[DataReference] = Field(min_length=1, description="Held-out harmless prompts")
+    greedy_prompts: list[DataReference] = Field(
+        default_factory=list,
+        description="Held-out harmless prompts that are answered once, greedily; default: `prompts`",
+    )
     safety_prompts: list[DataReference] = Field(default_factory=list, description="Held-out unsafe prompts")
     borderline_prompts: list[DataReference] = Field(
         default_factory=list, description="Harmless prompts that look unsafe, for false refusals"

@@ -100,6 +100,7 @@ class PolicyEvaluator:
     def __init__(self, config: EvaluationConfig, settings: RunSettings, sft: Path | str | None) -> None:
         self.config, self.settings, self.sft = config, settings, sft
         self.prompts = _read(config.prompts)
+        self.greedy_prompts = _read(config.greedy_prompts) if config.greedy_prompts else self.prompts
         self.safety_prompts = _read(config.safety_prompts)
         self.borderline_prompts = _read(config.borderline_prompts)
         self.attribute_dialogues = list(
@@ -159,7 +160,7 @@ class PolicyEvaluator:
     def _answers(self, judge: Judge) -> PolicyAnswers:
         return PolicyAnswers(
             helpful=judge.answers(self.prompts, self.config.samples_per_prompt),
-            greedy=[row[0] for row in judge.answers(self.prompts, 1, greedy=True)],
+            greedy=[row[0] for row in judge.answers(self.greedy_prompts, 1, greedy=True)],
             safety=judge.answers(self.safety_prompts, self.config.safety_samples_per_prompt),
             borderline=judge.answers(self.borderline_prompts, 1),
         )

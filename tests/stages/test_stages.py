@@ -12,13 +12,14 @@ from llama2_chat import RewardScorer
 from llama2_chat.dialogue import Message
 from llama2_chat.errors import UserInputError
 from llama2_chat.evaluation.config import EvaluationConfig
-from llama2_chat.evaluation.run import run_evaluation
+from llama2_chat.evaluation.run import PolicyEvaluator, run_evaluation
 from llama2_chat.files import sha256_of
-from llama2_chat.jsonl import read_dialogues, read_samples
+from llama2_chat.jsonl import read_dialogues, read_samples, write_rows
 from llama2_chat.rejection_sampling import build, sample
 from llama2_chat.reward.scoring import RewardModel
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.train import run_stage as run_sft
+from llama2_chat.testbed.generators import GENERATORS
 
 
 def test_sft_lowers_the_loss_and_its_folder_loads_alone(sft) -> None:
@@ -156,6 +157,22 @@ def test_random_selection_is_the_control(settings, stage_at, rejection, rejectio
     best = rejection[1]["selection"]
     assert metrics["selection"]["combined_kept"] < best["combined_kept"]
     assert metrics["selection"]["combined_mean"] == best["combined_mean"]
+
+
+def test_greedy_prompts_may_be_others(world, settings, tmp_path, sft, rewards) -> None:
+    write_rows(tmp_path / "greedy.jsonl", GENERATORS["prompts"](rows=41, seed=9, unsafe=0.0))
+    config = EvaluationConfig(
+        helpfulness=str(rewards["helpfulness"][0].model),
+        prompts=[str(world / "prompts.jsonl")],
+        greedy_prompts=[str(tmp_path / "greedy.jsonl")],
+        samples_per_prompt=1,
+        sampling={"max_new_tokens": 4},
+    )
+    metrics, rows = PolicyEvaluator(config, settings, None).evaluate(sft[0].model)
+    assert metrics["intervals"]["correctness_greedy"]["count"] == 41
+    assert metrics["intervals"]["oracle_helpfulness"]["count"] > 100
+    greedy = [row["prompt"] for row in rows if row["set"] == "greedy"]
+    assert greedy == [row["prompt"] for row in GENERATORS["prompts"](rows=41, seed=9, unsafe=0.0)]
 
 
 def test_evaluation_has_the_documented_fields(world, settings, tmp_path, sft, rewards, rejection) -> None:
