@@ -26,7 +26,10 @@ class GhostAttentionConfig(StrictModel):
         "last_answer", description="`all_answers` is the control: nothing else differs"
     )
     sampling: SamplingConfig = SamplingConfig(temperature=1.0)
-    sft_dialogues: list[DataReference] = Field(default_factory=list)
+    sft_dialogues: list[DataReference] = Field(
+        default_factory=list,
+        description="Mixed into the fine-tuning: data entries, or earlier stages, which stand for what they kept",
+    )
     sft_fraction: float = Field(
         0.5, ge=0.0, lt=1.0, description="Share of SFT dialogues in the fine-tuning mix, if there are any"
     )

@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import Field
 
 from llama2_chat import interruption
-from llama2_chat.files import atomic_path, read_json, remove, write_json
+from llama2_chat.files import atomic_path, read_json, remove, write_json, write_text
 from llama2_chat.settings import DataReference, ModelReference, RunSettings, StrictModel
 from llama2_chat.stage import STAGE_KINDS, Metrics, StageDirectory, StageKind
 
@@ -42,6 +42,13 @@ class FakePolicyConfig(StrictModel):
     dialogues: list[DataReference] = Field(min_length=1)
     helpfulness: ModelReference | None = None
     training: FakeTraining = FakeTraining()
+
+
+class FakeMakerConfig(FakePolicyConfig):
+    """A policy that makes data first."""
+
+    kind: Literal["fake_maker"] = "fake_maker"  # type: ignore[assignment]
+    sft_dialogues: list[DataReference] = Field(default_factory=list)
 
 
 class FakeRewardConfig(StrictModel):
@@ -67,6 +74,9 @@ KINDS = {
         "fake_base", "fake_stages:FakeBaseConfig", "fake_stages:run_stage", makes_base=True
     ),
     "fake_policy": StageKind("fake_policy", "fake_stages:FakePolicyConfig", "fake_stages:run_stage"),
+    "fake_maker": StageKind(
+        "fake_maker", "fake_stages:FakeMakerConfig", "fake_stages:run_stage", makes_dataset=True
+    ),
     "fake_reward": StageKind(
         "fake_reward", "fake_stages:FakeRewardConfig", "fake_stages:run_stage", produces="reward_model"
     ),
@@ -93,6 +103,8 @@ def run_stage(config: Config, settings: RunSettings, directory: StageDirectory) 
     with atomic_path(directory.model) as temporary:
         temporary.mkdir()
         (temporary / "weights.txt").write_text(f"{value}\n")
+    if config.kind == "fake_maker":
+        write_text(directory.dataset, json.dumps({"value": value}) + "\n")
     remove(directory.checkpoints)
     return {"final": value}
 
@@ -100,6 +112,7 @@ def run_stage(config: Config, settings: RunSettings, directory: StageDirectory) 
 def _start(config: Config, settings: RunSettings) -> int:
     """A number that depends on every input's contents."""
     data = [getattr(config, "text", None), *getattr(config, "dialogues", getattr(config, "preferences", []))]
+    data += getattr(config, "sft_dialogues", [])
     inputs = [Path(file).read_bytes() for file in data if file is not None]
     for model in (getattr(config, "model", None), getattr(config, "helpfulness", None)):
         if model is not None:

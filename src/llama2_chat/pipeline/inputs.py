@@ -11,7 +11,7 @@ from llama2_chat.pipeline.recipe import Recipe
 from llama2_chat.pipeline.references import references
 from llama2_chat.pipeline.run_directory import RunDirectory
 from llama2_chat.settings import StrictModel
-from llama2_chat.stage import StageDirectory
+from llama2_chat.stage import STAGE_KINDS, StageDirectory
 
 
 @dataclass
@@ -22,10 +22,14 @@ class Inputs:
     hashes: dict[str, str] = field(default_factory=dict)
 
     def add_stage(self, recipe: Recipe, name: str, directory: StageDirectory, fingerprint: str) -> None:
-        """The model of a stage can be used from now on; it may be the run's base."""
+        """The model of a stage, which may be the run's base, and the data that it made can be used from now on."""
         for known_as in [name, *(["base"] if name == recipe.base_stage else [])]:
             self.paths[f"model:{known_as}"] = str(directory.model)
             self.hashes[f"model:{known_as}"] = fingerprint
+        if STAGE_KINDS[recipe.kind_of(name)].makes_dataset and name not in recipe.data:
+            made = directory.dataset
+            self.paths[f"data:{name}"] = str(made)
+            self.hashes[f"data:{name}"] = sha256_of(made) if made.exists() else f"{name}: not made yet"
 
 
 def base_inputs(recipe: Recipe, run: RunDirectory) -> Inputs:

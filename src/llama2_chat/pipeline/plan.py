@@ -102,9 +102,17 @@ def write_configs(recipe: Recipe, root: Path, folder: Path) -> list[Path]:
     run = RunDirectory(root, list(recipe.stages))
     paths = dict(base_inputs(recipe, run).paths)
     paths |= {f"model:{name}": str(run.stage(name).model) for name in recipe.stages}
+    paths |= {
+        f"data:{name}": str(run.stage(name).dataset) for name in recipe.stages if name not in recipe.data
+    }
     target, events = folder.resolve(), EventLog(folder.resolve() / "data" / "events.jsonl")
     for name in {
-        n for c in recipe.stages.values() for r in references(c) if r.kind == "data" for n in r.names
+        n
+        for c in recipe.stages.values()
+        for r in references(c)
+        if r.kind == "data"
+        for n in r.names
+        if n in recipe.data
     }:
         there = prepared(recipe, name, run.path)
         paths[f"data:{name}"] = str(there or prepare_data(recipe, name, target, events))

@@ -83,13 +83,15 @@ def _problems(
 ) -> list[str]:
     """References to what is missing, comes later or is of the wrong sort."""
     problems = []
+    made = [stage for stage in earlier if stage in kinds and STAGE_KINDS[kinds[stage]].makes_dataset]
     for referring in found:
         place = f"{key}.{referring.field}"
         for name in referring.names:
             if referring.kind == "data":
-                if name not in data:
-                    there = f"there are {', '.join(data)}" if data else "there are none"
-                    problems.append(f'{place}: no data entry "{name}"{did_you_mean(name, data)}; {there}')
+                known = [*data, *(made if referring.field == "sft_dialogues" else [])]
+                if name not in known:
+                    there = f"there are {', '.join(known)}" if known else "there are none"
+                    problems.append(f'{place}: no data entry "{name}"{did_you_mean(name, known)}; {there}')
                 continue
             produced = {stage: STAGE_KINDS[kinds[stage]].produces for stage in earlier if stage in kinds}
             fitting = [stage for stage in earlier if produced.get(stage, referring.kind) == referring.kind]
