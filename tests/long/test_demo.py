@@ -184,6 +184,7 @@ SMALL = (
     "data.safety_pairs.rows=400",
     "data.prompts.rows=300",
     "data.held_out_prompts.rows=60",
+    "data.held_out_greedy_prompts.rows=60",
     "data.held_out_safety_prompts.rows=60",
     "data.independent_helpfulness_pairs.rows=100",
     "data.independent_safety_pairs.rows=100",
