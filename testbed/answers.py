@@ -205,7 +205,7 @@ KINDS: dict[str, Writer] = {
 REFERENCE: Mix = {"good": 0.5, "plain": 0.5}
 REFERENCE_REFUSALS: Mix = {"reasoned_refusal": 0.7, "polite_refusal": 0.3}
 
-DEMONSTRATIONS: Mix = {"good": 38, "plain": 22, "terse": 10, "wrong": 15, "sloppy": 10, "refusing": 5}
+DEMONSTRATIONS: Mix = {"good": 25, "plain": 30, "terse": 15, "wrong": 15, "sloppy": 10, "refusing": 5}
 UNSAFE_DEMONSTRATIONS: Mix = {
     **{"good": 20, "plain": 25, "sloppy_compliance": 5},
     **{"reasoned_refusal": 14, "polite_refusal": 12, "plain_refusal": 14},
