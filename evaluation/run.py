@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def run_evaluation(
     sft: str | None,
     directory: Path,
     events: EventLog,
+    only: Collection[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Metrics of every policy, in the form of `summary.json`'s `evaluation`.
 
@@ -50,9 +51,11 @@ def run_evaluation(
         policies: Folder (or hub id) of each policy by name, `base` included.
         fingerprints: What each policy's result depends on; a stored result with the same is not made again.
         sft: Name of the policy that win rate and KL are measured against; evaluated before the others.
+        only: Names of the policies to evaluate; default: all.
         directory: Gets `NAME.json` (metrics) and `NAME.samples.jsonl` (judged answers) for each policy.
     """
-    names = sorted(policies, key=lambda name: (name != sft, list(policies).index(name)))
+    wanted = [name for name in policies if only is None or name in only]
+    names = sorted(wanted, key=lambda name: (name != sft, wanted.index(name)))
     results: dict[str, dict[str, Any]] = {}
     evaluator: PolicyEvaluator | None = None
     with track("evaluation", total=len(names), unit="policies") as progress:
@@ -66,7 +69,7 @@ def run_evaluation(
                 )
             results[name] = metrics
             progress.advance(1)
-    return {name: results[name] for name in policies}
+    return {name: results[name] for name in wanted}
 
 
 def stored_metrics(directory: Path, name: str, fingerprint: str) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama2_chat.pipeline.fingerprints import fingerprint_of
@@ -65,18 +66,22 @@ class RunEvaluation:
             return None
         from llama2_chat.evaluation.run import run_evaluation
 
-        if self._background is not None:
-            self._background.wait()
         config, settings, sft, fingerprints = self._arguments()
-        return run_evaluation(
+        evaluate = partial(
+            run_evaluation,
             config,
             settings,
-            policies={name: self._inputs.paths[f"model:{name}"] for name in fingerprints},
             fingerprints=fingerprints,
             sft=sft,
             directory=self._run.evaluation,
             events=self._run.events,
         )
+        policies = {name: self._inputs.paths[f"model:{name}"] for name in fingerprints}
+        if self._background is not None:
+            # What the second process was not given is evaluated beside it.
+            evaluate(policies=policies, only=[name for name in policies if name not in self._submitted])
+            self._background.wait()
+        return evaluate(policies=policies)
 
     def close(self) -> None:
         """End the second process, if there is one."""
