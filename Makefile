@@ -8,7 +8,7 @@ SMOLLM2 := models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf
 .PHONY: demo test test-long lint gpu-check pretrain-tiny smollm2-135m clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.installed ## the whole method on the embedded test world, in some ten to fifteen minutes
+demo: $(VENV)/.installed ## the whole method on the embedded test world, in some ten minutes
 	$(BIN)/llama2-chat run tiny --output-dir $(DEMO_OUTPUT)
 	@echo
 	@echo "Report: $(DEMO_OUTPUT)/report.html; figures: $(DEMO_OUTPUT)/summary.json"
