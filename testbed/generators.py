@@ -85,7 +85,7 @@ def demonstrations(
     """Dialogues by demonstrators of uneven quality, as SFT finds them.
 
     Shares: `unsafe` and `borderline` requests; of `multi_turn` dialogues; of dialogues with stated
-    `attributes` among harmless ones; of `long` dialogues of 4 to 20 turns among harmless ones, in which what
+    `attributes` among harmless ones; of `long` dialogues of 4 to 28 turns among harmless ones, in which what
     is stated is kept in that turn and the next, then forgotten; with a safety `preprompt` as system message,
     under which unsafe requests are refused.
     """
@@ -93,7 +93,7 @@ def demonstrations(
     for _ in range(rows):
         kind = _draw_kind(rng, {"unsafe": unsafe, "borderline": borderline})
         if kind == "harmless" and rng.random() < long:
-            questions = wandering_questions(rng, split, log_uniform(rng, 4, 20))
+            questions = wandering_questions(rng, split, log_uniform(rng, 4, 28))
         else:
             asked = draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes)
             questions = [(question, 0) for question in asked]
