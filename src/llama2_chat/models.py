@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from llama2_chat.errors import MissingFileError, UserInputError
 from llama2_chat.files import atomic_path, write_text
+from llama2_chat.packed_attention import use_packed_attention
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.tokenizers import ChatTokenizer
 
@@ -147,6 +148,7 @@ def _ready(model: PreTrainedModel, settings: RunSettings) -> PreTrainedModel:
     model.config.use_cache = True
     model.train(False)
     ready: PreTrainedModel = model.to(select_device(settings.device))  # type: ignore[arg-type]
+    use_packed_attention(ready)
     return ready
 
 

@@ -1,8 +1,8 @@
 """Packing: several tokenised dialogues share one row, so that no token is spent on padding.
 
-Attention stays inside each dialogue: positions restart at 0 where a new one begins, and
-transformers derives the block-diagonal mask from them. That holds only without a 2D attention mask
-and without a cache, so rows are built and collated here and nowhere else.
+Attention stays inside each dialogue: positions restart at 0 where a new one begins, and transformers derives
+the block-diagonal mask from them, or `packed_attention` the pieces. That holds only without a 2D attention
+mask and without a cache, so rows are built and collated here and nowhere else.
 """
 
 from __future__ import annotations
