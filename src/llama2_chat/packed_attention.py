@@ -79,37 +79,23 @@ def _attend(
             module, query, key, value, attention_mask, scaling=scaling, position_ids=position_ids, **kwargs
         )
     # Laid end to end and split once: the gradients of slices would each be as large as the whole.
-    parts = [
-        tensor.transpose(0, 1).reshape(1, tensor.shape[1], rows * length, size).split(pieces, dim=2)
-        for tensor in (query, key, value)
-    ]
+    queries, keys, values = (
+        torch.split(t.transpose(0, 1).reshape(1, t.shape[1], rows * length, size), pieces, dim=2)
+        for t in (query, key, value)
+    )
     attended = [
-        functional.scaled_dot_product_attention(*part, is_causal=True, scale=scaling, enable_gqa=True)
-        for part in zip(*parts, strict=True)
+        functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        for q, k, v in zip(queries, keys, values, strict=True)
     ]
     return torch.cat(attended, dim=2).transpose(1, 2).reshape(rows, length, heads, size), None
 
 
-def _mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    *arguments: Any,
-    attention_mask: Tensor | None = None,
-    allow_is_causal_skip: bool = True,
-    **kwargs: Any,
-) -> Tensor | None:
+def _mask(*, attention_mask: Tensor | None, q_length: int, kv_length: int, **kwargs: Any) -> Tensor | None:
     """No mask for packed rows, of which transformers says that the causal mask alone will not do; else its own."""
-    if attention_mask is None and not allow_is_causal_skip and q_length == kv_length > 1:
+    if attention_mask is None and not kwargs["allow_is_causal_skip"] and q_length == kv_length > 1:
         return None
     mask: Tensor | None = sdpa_mask(
-        batch_size,
-        q_length,
-        kv_length,
-        *arguments,
-        attention_mask=attention_mask,
-        allow_is_causal_skip=allow_is_causal_skip,
-        **kwargs,
+        attention_mask=attention_mask, q_length=q_length, kv_length=kv_length, **kwargs
     )
     return mask
 

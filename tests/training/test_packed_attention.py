@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -44,7 +42,7 @@ def packed() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def dense_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def dense_products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many queries each product of attention had."""
     seen: list[int] = []
     original = torch.nn.functional.scaled_dot_product_attention
@@ -54,7 +52,7 @@ def dense_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return original(query, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
-    yield seen
+    return seen
 
 
 def loss_and_gradients(
