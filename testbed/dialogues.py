@@ -124,10 +124,10 @@ def wandering_questions(rng: Random, split: Split, turns: int) -> list[tuple[Que
     age = 0
     for turn in range(turns):
         statement = ""
-        if turn == 0 or rng.random() < 0.2:
+        if turn == 0 or rng.random() < 0.25:
             statement, stated = draw_attributes(rng, split)
             age = 0
-        draw = draw_recall if rng.random() < (0.5 if statement else 0.4) else _draw_harmless
+        draw = draw_recall if rng.random() < (0.7 if statement else 0.4) else _draw_harmless
         question = draw(rng, split, stated)
         questions.append((Question(f"{statement} {question.text}".lstrip(), question.request), age))
         age += 1

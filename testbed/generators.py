@@ -30,7 +30,6 @@ from llama2_chat.testbed.dialogues import (
     RequestKind,
     attribute_questions,
     draw_questions,
-    log_uniform,
     prompt_of,
     reference_answer,
     safety_preprompt,
@@ -93,7 +92,7 @@ def demonstrations(
     for _ in range(rows):
         kind = _draw_kind(rng, {"unsafe": unsafe, "borderline": borderline})
         if kind == "harmless" and rng.random() < long:
-            questions = wandering_questions(rng, split, log_uniform(rng, 4, 28))
+            questions = wandering_questions(rng, split, rng.randint(4, 28))
         else:
             asked = draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes)
             questions = [(question, 0) for question in asked]
