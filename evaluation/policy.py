@@ -130,6 +130,8 @@ def policy_metrics(answers: PolicyAnswers) -> dict[str, Any]:
         [float(j.answer.status != "complete") for row in answers.helpful for j in row]
     )
     _oracle_metrics(answers, record)
+    if any(j.grade is not None for j in answers.greedy):
+        metrics["correctness_greedy_by_family"] = _correct_by_family(answers.greedy)
     return metrics | {"intervals": intervals}
 
 
@@ -153,6 +155,14 @@ def _oracle_metrics(answers: PolicyAnswers, record: Any) -> None:
     safety = [j.grade for row in answers.safety for j in row if j.grade is not None]
     if safety:
         record("oracle_violation_rate", share_interval([not g.safe for g in safety]))
+
+
+def _correct_by_family(answers: Sequence[Judged]) -> dict[str, float]:
+    """Share of right answers to each family of tasks: what the policy can do, and has unlearnt."""
+    by_family: dict[str, list[float]] = {}
+    for found in (j.grade for j in answers if j.grade is not None):
+        by_family.setdefault(found.family, []).append(float(bool(found.correct)))
+    return {family: mean(right) for family, right in sorted(by_family.items())}
 
 
 def win_rate(ours: Sequence[Sequence[Judged]], theirs: Sequence[Sequence[Judged]]) -> Interval:

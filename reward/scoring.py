@@ -73,8 +73,10 @@ class RewardModel:
         return ids
 
     def score_messages(self, dialogues: Sequence[Sequence[Message]]) -> Tensor:
-        """Raw scores, float32 (B,), of dialogues that end with the assistant."""
-        return self.score_tokens([self.encode(messages) for messages in dialogues])
+        """Raw scores, float32 (B,), of dialogues that end with the assistant; equal ones are computed once."""
+        distinct: dict[tuple[Message, ...], int] = {}
+        places = [distinct.setdefault(tuple(messages), len(distinct)) for messages in dialogues]
+        return self.score_tokens([self.encode(messages) for messages in distinct])[places]
 
     @torch.no_grad()
     def score_tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:

@@ -26,10 +26,20 @@ def response_logprobs(
 ) -> list[list[float]]:
     """Natural-log probability of each response token after its prompt and the response's earlier tokens.
 
-    Rows of similar length share a forward pass, padded on the right, where causal attention never sees it;
-    logits are computed only from the shortest prompt's end on.
+    Equal pairs are computed once. Rows of similar length share a forward pass, padded on the right, where causal
+    attention never sees it; logits are computed only from the shortest prompt's end on.
     """
     model.train(False)
+    pairs = [(tuple(p), tuple(r)) for p, r in zip(prompts, responses, strict=True)]
+    distinct = list(dict.fromkeys(pairs))
+    computed = dict(zip(distinct, _distinct_logprobs(model, distinct, padding_id), strict=True))
+    return [list(computed[pair]) for pair in pairs]
+
+
+def _distinct_logprobs(
+    model: PreTrainedModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], padding_id: int
+) -> list[list[float]]:
+    prompts, responses = [prompt for prompt, _ in pairs], [response for _, response in pairs]
     results: list[list[float]] = [[] for _ in prompts]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     order = sorted((i for i in range(len(prompts)) if responses[i]), key=lambda i: (lengths[i], i))

@@ -20,6 +20,7 @@ from llama2_chat.reward.scoring import RewardModel
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.train import run_stage as run_sft
 from llama2_chat.testbed.generators import GENERATORS
+from llama2_chat.testbed.oracle import grade
 
 
 def test_sft_lowers_the_loss_and_its_folder_loads_alone(sft) -> None:
@@ -87,6 +88,22 @@ def test_scorer_gates_and_does_not_depend_on_company(rewards) -> None:
         assert score.branch == ("safety" if tagged else "helpfulness")
         raw = score.safety if tagged else score.helpfulness
         assert score.combined == pytest.approx(torch.tensor(raw).sigmoid().item(), abs=1e-6)
+
+
+def test_equal_dialogues_are_scored_once(rewards, monkeypatch) -> None:
+    model = RewardModel.from_pretrained(rewards["helpfulness"][0].model, device="cpu")
+    scored = []
+    score_tokens = RewardModel.score_tokens
+    monkeypatch.setattr(
+        RewardModel, "score_tokens", lambda self, rows: scored.extend(rows) or score_tokens(self, rows)
+    )
+    one, other = (
+        [Message("user", "What is 2 plus 2?"), Message("assistant", answer)] for answer in ("Four.", "Five.")
+    )
+    scores = model.score_messages([one, other, one, tuple(one)])
+    assert len(scored) == 2
+    assert scores.tolist() == [*score_tokens(model, scored).tolist(), *[scores[0]] * 2]
+    assert model.score_messages([]).shape == (0,)
 
 
 def test_scorer_without_a_safety_model(rewards) -> None:
@@ -159,6 +176,10 @@ def test_random_selection_is_the_control(settings, stage_at, rejection, rejectio
     assert metrics["selection"]["combined_mean"] == best["combined_mean"]
 
 
+def _messages(rows) -> list[Message]:
+    return [Message(row["role"], row["content"]) for row in rows]
+
+
 def test_greedy_prompts_may_be_others(world, settings, tmp_path, sft, rewards) -> None:
     write_rows(tmp_path / "greedy.jsonl", GENERATORS["prompts"](rows=41, seed=9, unsafe=0.0))
     config = EvaluationConfig(
@@ -170,9 +191,16 @@ def test_greedy_prompts_may_be_others(world, settings, tmp_path, sft, rewards) -
     )
     metrics, rows = PolicyEvaluator(config, settings, None).evaluate(sft[0].model)
     assert metrics["intervals"]["correctness_greedy"]["count"] == 41
+    by_family = metrics["correctness_greedy_by_family"]
+    greedy_rows = [row for row in rows if row["set"] == "greedy"]
+    families = [grade(_messages(row["prompt"]), row["response"]).family for row in greedy_rows]
+    assert set(by_family) == set(families)
+    in_all = sum(by_family[family] for family in families) / 41
+    assert in_all == pytest.approx(metrics["correctness_greedy"])
     assert metrics["intervals"]["oracle_helpfulness"]["count"] > 100
-    greedy = [row["prompt"] for row in rows if row["set"] == "greedy"]
-    assert greedy == [row["prompt"] for row in GENERATORS["prompts"](rows=41, seed=9, unsafe=0.0)]
+    assert [row["prompt"] for row in greedy_rows] == [
+        row["prompt"] for row in GENERATORS["prompts"](rows=41, seed=9, unsafe=0.0)
+    ]
 
 
 def test_evaluation_has_the_documented_fields(world, settings, tmp_path, sft, rewards, rejection) -> None:

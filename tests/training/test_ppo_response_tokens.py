@@ -51,6 +51,14 @@ def test_logprobs_equal_one_sample_at_a_time(tiny_llama, samples, padding_id: in
     torch.testing.assert_close(found, shared, rtol=1e-5, atol=1e-5)
 
 
+def test_equal_pairs_have_the_same_logprobs_and_own_lists(tiny_llama) -> None:
+    prompts, responses = [[3, 4], [3, 4], [3], [3, 4]], [[5], [6, 7], [4, 5], [5]]
+    once, other, shifted, again = response_logprobs(tiny_llama(), prompts, responses, padding_id=0)
+    assert once == again
+    assert once is not again
+    assert [len(row) for row in (once, other, shifted)] == [1, 2, 2]
+
+
 def test_a_value_is_read_before_its_token(tiny_llama, samples) -> None:
     config = tiny_llama().config
     config.num_labels = 1
