@@ -23,5 +23,8 @@ class SftConfig(StrictModel):
     kind: Literal["sft"] = "sft"
     model: ModelReference = "base"
     dialogues: list[DataReference] = Field(min_length=1)
+    held_out: list[DataReference] = Field(
+        default_factory=list, description="Dialogues that the loss is measured on, before and after"
+    )
     loss_policy: Literal["all_answers", "last_answer"] = "all_answers"
     training: SftTraining = SftTraining()

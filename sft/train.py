@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from llama2_chat.model_card import model_card
 from llama2_chat.models import load_policy, save_model, seed_everything
 from llama2_chat.settings import RunSettings
 from llama2_chat.sft.config import SftConfig
+from llama2_chat.sft.held_out import held_out_metrics
 from llama2_chat.sft.trainer import train_sequences
 from llama2_chat.stage import StageDirectory
-from llama2_chat.tokenization import tokenize_dialogues
+from llama2_chat.tokenization import LengthReport, TokenizedDialogue, tokenize_dialogues
 from llama2_chat.tokenizers import load_tokenizer
 
 
@@ -22,19 +24,26 @@ def run_stage(config: SftConfig, settings: RunSettings, directory: StageDirector
     """Fine-tune `config.model` on the answers in `config.dialogues` and write `model/`.
 
     Returns:
-        Metrics of the run, with what the length policy shortened and dropped.
+        Metrics of the run, with what the length policy shortened and dropped; under `held_out` the loss on
+        `config.held_out` before and after.
     """
     gguf_file = settings.gguf_file_of(config.model)
     tokenizer = load_tokenizer(config.model, gguf_file)
-    dialogues = chain.from_iterable(read_dialogues(Path(file)) for file in config.dialogues)
-    sequences, lengths = tokenize_dialogues(
-        dialogues,
-        build_chat_format(settings.chat_format, tokenizer),
-        config.loss_policy,
-        config.training.sequence_length,
-    )
+    chat_format = build_chat_format(settings.chat_format, tokenizer)
+    length = config.training.sequence_length
+
+    def tokenized(files: list[str]) -> tuple[list[TokenizedDialogue], LengthReport]:
+        dialogues = chain.from_iterable(read_dialogues(Path(file)) for file in files)
+        return tokenize_dialogues(dialogues, chat_format, config.loss_policy, length)
+
+    sequences, lengths = tokenized(config.dialogues)
+    unseen, unseen_lengths = tokenized(config.held_out)
     seed_everything(settings.seed)
     model = load_policy(config.model, settings, gguf_file=gguf_file)
+    measure = partial(
+        held_out_metrics, settings=settings, sequence_length=length, padding_id=tokenizer.padding_id
+    )
+    before = measure(model, unseen) if config.held_out else None
     metrics = train_sequences(
         model,
         sequences,
@@ -44,5 +53,8 @@ def run_stage(config: SftConfig, settings: RunSettings, directory: StageDirector
         padding_id=tokenizer.padding_id,
         description=f"{directory.path.name}: sft",
     )
+    if before is not None:
+        after = measure(model, unseen)
+        metrics["held_out"] = {"lengths": unseen_lengths.to_row(), "before": before, "after": after}
     save_model(model, tokenizer, directory.model, settings=settings, card=model_card("sft", config, settings))
     return {"lengths": lengths.to_row(), **metrics}

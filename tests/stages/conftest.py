@@ -53,6 +53,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = RunSettings(base_model=BaseModelSource(path=str(folder / "base")), device="cpu")
     save_model(model, tokenizer, folder / "base", settings=settings, card="")
     write_rows(folder / "demonstrations.jsonl", GENERATORS["demonstrations"](rows=300, seed=0))
+    unseen = GENERATORS["demonstrations"](rows=60, seed=0, split="held_out")
+    write_rows(folder / "held_out_demonstrations.jsonl", unseen)
     write_rows(folder / "helpful_pairs.jsonl", GENERATORS["preferences"](rows=300, seed=0))
     write_rows(folder / "safety_pairs.jsonl", GENERATORS["preferences"](rows=300, seed=0, domain="safety"))
     write_rows(folder / "held_out.jsonl", GENERATORS["preferences"](rows=200, seed=0, split="held_out"))
@@ -97,7 +99,10 @@ TRAINING = {"learning_rate": 3e-3, "batch_size": 8, "epochs": 2, "sequence_lengt
 @pytest.fixture(scope="session")
 def sft(world: Path, settings: RunSettings, stage_at) -> tuple[StageDirectory, dict]:
     config = SftConfig(
-        model=str(world / "base"), dialogues=[str(world / "demonstrations.jsonl")], training=TRAINING
+        model=str(world / "base"),
+        dialogues=[str(world / "demonstrations.jsonl")],
+        held_out=[str(world / "held_out_demonstrations.jsonl")],
+        training=TRAINING,
     )
     directory = stage_at("sft")
     return directory, run_sft(config, settings, directory)

@@ -35,6 +35,13 @@ def test_sft_lowers_the_loss_and_its_folder_loads_alone(sft) -> None:
     assert {file.suffix for file in directory.model.iterdir()} <= {".json", ".safetensors", ".md", ".jinja"}
 
 
+def test_sft_lowers_the_loss_on_held_out_dialogues(sft) -> None:
+    before, after = (sft[1]["held_out"][when] for when in ("before", "after"))
+    assert after["loss"] < 0.8 * before["loss"]
+    assert after["token_accuracy"] > before["token_accuracy"]
+    assert sum(sft[1]["held_out"]["lengths"].values()) == 60
+
+
 def test_the_chat_template_renders_the_llama2_format(sft) -> None:
     tokenizer = AutoTokenizer.from_pretrained(sft[0].model)
     text = tokenizer.apply_chat_template(
@@ -53,7 +60,10 @@ def test_the_chat_template_renders_the_llama2_format(sft) -> None:
 def test_sft_is_the_same_twice(world, settings, stage_at, sft) -> None:
     training = {"learning_rate": 3e-3, "batch_size": 8, "epochs": 2, "sequence_length": 128}
     config = SftConfig(
-        model=str(world / "base"), dialogues=[str(world / "demonstrations.jsonl")], training=training
+        model=str(world / "base"),
+        dialogues=[str(world / "demonstrations.jsonl")],
+        held_out=[str(world / "held_out_demonstrations.jsonl")],
+        training=training,
     )
     again = stage_at("sft-again")
     run_sft(config, settings, again)

@@ -1,0 +1,213 @@
+"""Supervised fine-tuning: TRL's SFTTrainer at its best packing setting against ours, in turn, on the same dialogues.
+
+    make smollm2-135m                                                (for its tokenizer)
+    LLAMA2_CHAT_DATA=DIR python benchmarks/sft.py [--layers 8] [--dialogues 160] [--rounds 3]
+
+HH-RLHF harmless dialogues in SmolLM2's template, packed into rows of 1,024 tokens, four rows a step, AdamW, float32 on
+the CPU, random weights of SmolLM2-135M's shape. Each measurement is a process of its own and times `train()`. Printed
+are medians: input tokens a second (no padding), peak memory, optimiser steps, and for ours the share of the machine's
+matmul peak (best of five float32 products of 2048 x 2048) that the useful operations reach: 6 per weight and
+token, attention within a dialogue, the head at trained positions only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import trl
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from llama2_chat.chat_format import build_chat_format
+from llama2_chat.data_import import import_hh_rlhf
+from llama2_chat.dialogue import Dialogue
+from llama2_chat.packed_attention import use_packed_attention
+from llama2_chat.packing import collate_rows, pack
+from llama2_chat.settings import BaseModelSource, RunSettings
+from llama2_chat.sft.config import SftTraining
+from llama2_chat.sft.trainer import PackedSftTrainer
+from llama2_chat.tokenization import TokenizedDialogue, tokenize_dialogues
+from llama2_chat.tokenizers import load_tokenizer
+from llama2_chat.training import placeholder_tokenizer, trainer_arguments
+
+ROW_TOKENS = 1024
+ROWS_PER_STEP = 4
+HIDDEN, INTERMEDIATE, KEY_VALUE_WIDTH, VOCABULARY = 576, 1536, 192, 49_152
+PEERS = ("trl-bfd", "trl-wrapped")
+"""Best-fit packing keeps dialogues apart by their positions; "wrapped" cuts and mixes them, which costs no mask."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for."""
+
+    layers: int
+    dialogues: int
+    rounds: int
+
+
+def model_of(layers: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=layers,
+            num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def dialogues_of(policy: str, count: int) -> list[TokenizedDialogue]:
+    data = Path(os.environ.get("LLAMA2_CHAT_DATA", "../shared/data")) / "hh-rlhf" / "harmless-base.jsonl.gz"
+    models = Path(os.environ.get("LLAMA2_CHAT_MODELS", "models")) / "smollm2-135m"
+    gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not data.exists() or not (models / gguf).exists():
+        sys.exit(f"needs {data} and {models / gguf}; see the head of this file")
+    tokenizer = load_tokenizer(str(models), gguf)
+    rows = (row for row in import_hh_rlhf(data, kind="dialogues") if isinstance(row, Dialogue))
+    chosen = islice(rows, count)
+    found, _ = tokenize_dialogues(chosen, build_chat_format("tokenizer", tokenizer), policy, ROW_TOKENS)  # type: ignore[arg-type]
+    return found
+
+
+def our_trainer(model: LlamaForCausalLM, dialogues: list[TokenizedDialogue], folder: str) -> Trainer:
+    use_packed_attention(model)
+    rows = pack(dialogues, ROW_TOKENS)
+    training = SftTraining(
+        batch_size=ROWS_PER_STEP, micro_batch_size=1, epochs=1.0, sequence_length=ROW_TOKENS
+    )
+    settings = RunSettings(base_model=BaseModelSource(path="-"), device="cpu")
+    arguments = trainer_arguments(training, settings, Path(folder), len(rows)) | {"save_strategy": "no"}
+    columns = ("input_ids", "labels", "position_ids")
+    return PackedSftTrainer(
+        model=model,
+        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+        train_dataset=Dataset.from_dict({name: [getattr(row, name) for row in rows] for name in columns}),
+        data_collator=lambda batch: collate_rows(batch, 0),
+        processing_class=placeholder_tokenizer(0),
+    )
+
+
+def peer_trainer(
+    model: LlamaForCausalLM, dialogues: list[TokenizedDialogue], folder: str, strategy: str
+) -> Trainer:
+    """One row a micro-batch: TRL lays the rows of a micro-batch end to end, and attention costs its square."""
+    arguments = SFTConfig(
+        output_dir=folder, packing=True, packing_strategy=strategy, max_length=ROW_TOKENS, num_train_epochs=1,
+        per_device_train_batch_size=1, gradient_accumulation_steps=ROWS_PER_STEP, learning_rate=2e-5,
+        gradient_checkpointing=False, save_strategy="no", logging_steps=1, report_to="none", use_cpu=True,
+        bf16=False, disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": [dialogue.input_ids for dialogue in dialogues],
+            "assistant_masks": [[int(trained) for trained in d.loss_mask] for d in dialogues],
+        }
+    )
+    return SFTTrainer(
+        model=model, args=arguments, train_dataset=dataset, processing_class=placeholder_tokenizer(0)
+    )
+
+
+def measure(side: str, policy: str, options: Options) -> dict[str, Any]:
+    """One training run in this process."""
+    dialogues = dialogues_of(policy, options.dialogues)
+    model = model_of(options.layers)
+    with tempfile.TemporaryDirectory() as folder:
+        strategy = side.removeprefix("trl-")
+        trainer = (
+            our_trainer(model, dialogues, folder)
+            if side == "ours"
+            else peer_trainer(model, dialogues, folder, strategy)
+        )
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+    tokens = sum(len(d.input_ids) for d in dialogues)
+    return {
+        "tokens_per_second": tokens / seconds,
+        "steps": trainer.state.global_step,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "share_of_peak": useful_operations(dialogues, options.layers) / seconds / matmul_peak(),
+    }
+
+
+def useful_operations(dialogues: list[TokenizedDialogue], layers: int) -> float:
+    """Floating-point operations of forward and backward that no implementation could leave out."""
+    weights = layers * (2 * HIDDEN * (HIDDEN + KEY_VALUE_WIDTH) + 3 * HIDDEN * INTERMEDIATE)
+    tokens = sum(len(d.input_ids) for d in dialogues)
+    attention = sum(6 * layers * HIDDEN * len(d.input_ids) ** 2 for d in dialogues)
+    head = 6 * HIDDEN * VOCABULARY * sum(sum(d.loss_mask) for d in dialogues)
+    return 6 * weights * tokens + attention + head
+
+
+def matmul_peak() -> float:
+    """Operations a second of the best of five 2048 x 2048 x 2048 products."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - started)
+    return 2 * 2048**3 / best
+
+
+def compare(policy: str, options: Options) -> None:
+    """All sides in turn, `rounds` times; medians."""
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in ("ours", *PEERS)}
+    for _ in range(options.rounds):
+        for side, found in runs.items():
+            command = [sys.executable, __file__, "--measure", side, policy, *sys.argv[1:]]
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found.append(json.loads(output.splitlines()[-1]))
+    medians = {
+        side: {key: statistics.median(run[key] for run in found) for key in found[0]}
+        for side, found in runs.items()
+    }
+    best = max(PEERS, key=lambda side: medians[side]["tokens_per_second"])
+    for side, median in medians.items():
+        share = f", {median['share_of_peak']:.0%} of the matmul peak" if side == "ours" else ""
+        print(
+            f"{policy:12} {side:12} {median['tokens_per_second']:7.0f} tokens/s, {median['steps']:.0f} steps, "
+            f"peak {median['memory'] / 2**30:.2f} GiB{share}"
+        )
+    ratio = medians["ours"]["tokens_per_second"] / medians[best]["tokens_per_second"]
+    print(f"{policy:12} ours / {best}: {ratio:.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--dialogues", type=int, default=160)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "POLICY"), help="one measurement, as JSON")
+    arguments = parser.parse_args()
+    options = Options(arguments.layers, arguments.dialogues, arguments.rounds)
+    if arguments.measure:
+        print(json.dumps(measure(*arguments.measure, options)))
+        return
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}, "
+        f"{torch.get_num_threads()} threads, {options.layers} layers, {options.dialogues} dialogues"
+    )
+    for policy in ("last_answer", "all_answers"):
+        compare(policy, options)
+
+
+if __name__ == "__main__":
+    main()
