@@ -64,6 +64,7 @@ def evaluation_of(place: int) -> dict[str, Any]:
         "win_rate_vs_sft": 0.5 + 0.1 * place,
         "false_refusal_rate": {"helpful": 0.013, "borderline": 0.227},
         "attribute_recall_by_attribute": {"hobby": {"2": 0.777}},
+        "correctness_greedy_by_family": {"count": 0.666},
         "attribute_recall": {str(turns): 0.9 - 0.01 * turns for turns in (2, 4, 20)},
         "a_new_measure": 0.4321,
         "intervals": {

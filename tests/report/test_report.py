@@ -55,6 +55,8 @@ def test_numbers_are_the_summary_s(whole: Page) -> None:
     # A measure that the report has never heard of is shown under its own name.
     assert whole.row("a new measure")[1:] == ["0.432"] * 4
     assert whole.row("attribute recall by attribute hobby 2")[1] == "77.7\N{NO-BREAK SPACE}%"
+    assert whole.row("correctness greedy by family count")[1] == "66.6\N{NO-BREAK SPACE}%"
+    assert whole.text("policies").count("by family") == 1, "in the table, not drawn"
     assert "ppo, step by step" in whole.text("kl")
     assert "helpfulness mean" in whole.text("kl")
     assert whole.row("false refusals, borderline")[1] == "22.7\N{NO-BREAK SPACE}%"

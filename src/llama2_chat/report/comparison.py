@@ -25,7 +25,7 @@ from llama2_chat.report.measures import (
     written,
 )
 from llama2_chat.report.overview import facts, missing_notice
-from llama2_chat.report.policies import RECALL_FIELDS, measure_names
+from llama2_chat.report.policies import is_drawn_alone, measure_names
 from llama2_chat.report.reward_models import ACCURACY, accuracies
 from llama2_chat.report.run_record import RunRecord, read_run
 from llama2_chat.report.samples import SETS, Side, answer_card, chosen, prompt_block, side_by_side
@@ -128,7 +128,7 @@ def _policies(a: RunRecord, b: RunRecord) -> Html:
 
 def _policy_figures(both: Mapping[str, tuple[Estimates, Estimates]]) -> Iterator[Html]:
     for measure in measure_names(row for pair in both.values() for row in pair):
-        if not measure.startswith(RECALL_FIELDS):
+        if is_drawn_alone(measure):
             rows = [(name, [pair[0].get(measure), pair[1].get(measure)]) for name, pair in both.items()]
             known = policy_measure(measure)
             yield draw_dots(known.label, rows, known, series=("A", "B"))

@@ -20,8 +20,8 @@ from llama2_chat.report.run_record import RunRecord, StageRecord
 
 KL, REWARD = "kl_to_sft_nats", "reward_helpfulness_mean"
 RECALL = "attribute_recall."
-RECALL_FIELDS = "attribute_recall"
-"""What begins so is drawn as lines or stands in the table only."""
+BREAKDOWN = "_by_"
+"""In the name of a figure for each attribute or family."""
 
 
 def policies(run: RunRecord) -> Html:
@@ -37,7 +37,7 @@ def policies(run: RunRecord) -> Html:
             policy_measure(name),
         )
         for name in names
-        if not name.startswith(RECALL_FIELDS)
+        if is_drawn_alone(name)
     ]
     return section(
         "Policies",
@@ -49,6 +49,11 @@ def policies(run: RunRecord) -> Html:
         folded("All figures as a table", _table(by_policy, names)),
         identifier="policies",
     )
+
+
+def is_drawn_alone(name: str) -> bool:
+    """Whether a figure has a drawing of its own: recall is drawn over the turns, breakdowns stand in the table."""
+    return not name.startswith(RECALL) and BREAKDOWN not in name
 
 
 def measure_names(found: Iterable[Mapping[str, Estimate]]) -> list[str]:
