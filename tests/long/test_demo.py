@@ -96,7 +96,10 @@ def test_rejection_sampling_is_more_helpful_and_safer_than_sft(demo: Path) -> No
 
 
 def test_fine_tuning_on_random_picks_is_the_control(demo: Path, tmp_path: Path) -> None:
-    """The same stage that keeps any sample instead of the best does not beat SFT on both counts."""
+    """The same stage that keeps any sample instead of the best gains less, on both counts.
+
+    It may gain something: its samples are drawn at a temperature below 1, at which the policy is better.
+    """
     config = demo / "stages" / "05-rejection_sampling" / "config.yaml"
     stage = tmp_path / "random"
     subprocess.run(
@@ -115,10 +118,9 @@ def test_fine_tuning_on_random_picks_is_the_control(demo: Path, tmp_path: Path) 
         check=True,
     )  # fmt: skip
     control = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())["intervals"]
-    sft = summary(demo)["evaluation"]["sft"]["intervals"]
-    helpful = control["oracle_helpfulness"]["low"] > sft["oracle_helpfulness"]["high"]
-    safe = control["oracle_violation_rate"]["high"] < sft["oracle_violation_rate"]["low"]
-    assert not (helpful and safe)
+    ours = summary(demo)["evaluation"]["rejection_sampling"]["intervals"]
+    assert ours["oracle_helpfulness"]["low"] > control["oracle_helpfulness"]["high"]
+    assert ours["oracle_violation_rate"]["high"] < control["oracle_violation_rate"]["low"]
 
 
 def test_ppo_is_more_helpful_than_sft_and_safe(demo: Path) -> None:
