@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llama2_chat.settings import DataReference, ModelReference, StrictModel, TrainingConfig
+
+MOST_REPEATS = 100
+"""A weight above this is a slip of the pen."""
 
 
 class SftTraining(TrainingConfig):
@@ -23,8 +26,20 @@ class SftConfig(StrictModel):
     kind: Literal["sft"] = "sft"
     model: ModelReference = "base"
     dialogues: list[DataReference] = Field(min_length=1)
+    weights: list[float] | None = Field(
+        None, description="How often each file's dialogues occur: 0.5 a random half, 2 twice; default once"
+    )
     held_out: list[DataReference] = Field(
         default_factory=list, description="Dialogues that the loss is measured on, before and after"
     )
     loss_policy: Literal["all_answers", "last_answer"] = "all_answers"
     training: SftTraining = SftTraining()
+
+    @model_validator(mode="after")
+    def _a_weight_for_each_file(self) -> Self:
+        if self.weights is not None:
+            if len(self.weights) != len(self.dialogues):
+                raise ValueError(f"weights: {len(self.weights)} for {len(self.dialogues)} files of dialogues")
+            if not all(0 <= weight <= MOST_REPEATS for weight in self.weights) or not any(self.weights):
+                raise ValueError(f"weights: each from 0 to {MOST_REPEATS}, at least one above 0")
+        return self

@@ -14,9 +14,10 @@ from llama2_chat.models import load_policy, save_model, seed_everything
 from llama2_chat.settings import RunSettings
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.held_out import held_out_metrics
+from llama2_chat.sft.mixing import mix
 from llama2_chat.sft.trainer import train_sequences
 from llama2_chat.stage import StageDirectory
-from llama2_chat.tokenization import LengthReport, TokenizedDialogue, tokenize_dialogues
+from llama2_chat.tokenization import tokenize_dialogues
 from llama2_chat.tokenizers import load_tokenizer
 
 
@@ -24,20 +25,22 @@ def run_stage(config: SftConfig, settings: RunSettings, directory: StageDirector
     """Fine-tune `config.model` on the answers in `config.dialogues` and write `model/`.
 
     Returns:
-        Metrics of the run, with what the length policy shortened and dropped; under `held_out` the loss on
-        `config.held_out` before and after.
+        Metrics of the run, with the `mix` of the files, what the length policy shortened and dropped, and under
+        `held_out` the loss on `config.held_out` before and after.
     """
     gguf_file = settings.gguf_file_of(config.model)
     tokenizer = load_tokenizer(config.model, gguf_file)
     chat_format = build_chat_format(settings.chat_format, tokenizer)
     length = config.training.sequence_length
 
-    def tokenized(files: list[str]) -> tuple[list[TokenizedDialogue], LengthReport]:
-        dialogues = chain.from_iterable(read_dialogues(Path(file)) for file in files)
-        return tokenize_dialogues(dialogues, chat_format, config.loss_policy, length)
-
-    sequences, lengths = tokenized(config.dialogues)
-    unseen, unseen_lengths = tokenized(config.held_out)
+    dialogues, parts = mix(config.dialogues, config.weights, settings.seed)
+    sequences, lengths = tokenize_dialogues(dialogues, chat_format, config.loss_policy, length)
+    unseen, unseen_lengths = tokenize_dialogues(
+        chain.from_iterable(read_dialogues(Path(file)) for file in config.held_out),
+        chat_format,
+        config.loss_policy,
+        length,
+    )
     seed_everything(settings.seed)
     model = load_policy(config.model, settings, gguf_file=gguf_file)
     measure = partial(
@@ -57,4 +60,4 @@ def run_stage(config: SftConfig, settings: RunSettings, directory: StageDirector
         after = measure(model, unseen)
         metrics["held_out"] = {"lengths": unseen_lengths.to_row(), "before": before, "after": after}
     save_model(model, tokenizer, directory.model, settings=settings, card=model_card("sft", config, settings))
-    return {"lengths": lengths.to_row(), **metrics}
+    return {"mix": [part.to_row() for part in parts], "lengths": lengths.to_row(), **metrics}

@@ -40,6 +40,8 @@ def test_sft_lowers_the_loss_on_held_out_dialogues(sft) -> None:
     assert after["loss"] < 0.8 * before["loss"]
     assert after["token_accuracy"] > before["token_accuracy"]
     assert sum(sft[1]["held_out"]["lengths"].values()) == 60
+    (part,) = sft[1]["mix"]
+    assert (part["file"], part["used"], part["share"]) == ("demonstrations.jsonl", 300, 1.0)
 
 
 def test_the_chat_template_renders_the_llama2_format(sft) -> None:
