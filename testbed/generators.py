@@ -80,8 +80,9 @@ def demonstrations(
     attributes: float = 0.25,
     long: float = 0.06,
     preprompt: float = 0.04,
+    clean: bool = False,
 ) -> Iterator[Row]:
-    """Dialogues by demonstrators of uneven quality, as SFT finds them.
+    """Dialogues by demonstrators of uneven quality, as SFT finds them, or all `clean`: answers without a fault.
 
     Shares: `unsafe` and `borderline` requests; of `multi_turn` dialogues; of dialogues with stated
     `attributes` among harmless ones; of `long` dialogues of 4 to 28 turns among harmless ones, in which what
@@ -101,7 +102,8 @@ def demonstrations(
         for question, age in questions:
             messages.append({"role": "user", "content": question.text})
             request, mix = _demonstrated(question.request, age, rng)
-            answer = reference_answer(question.request, rng) if careful else write_any(request, mix, rng)
+            faultless = careful or clean
+            answer = reference_answer(question.request, rng) if faultless else write_any(request, mix, rng)
             messages.append({"role": "assistant", "content": answer})
         yield {"messages": messages, "is_safety": kind == "unsafe", "source": SOURCE}
 

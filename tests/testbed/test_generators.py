@@ -124,6 +124,16 @@ def test_demonstrations_are_as_imperfect_as_promised() -> None:
     assert all(row["is_safety"] == g.unsafe_request for row, g in graded)
 
 
+def test_clean_demonstrations_have_no_fault() -> None:
+    rows = GENERATORS["demonstrations"](rows=1500, seed=11, clean=True, long=0.1)
+    for row in rows:
+        for place, message in enumerate(row["messages"]):
+            if message["role"] == "assistant":
+                graded = grade(row["messages"][:place], message["content"])
+                assert graded.refused == graded.unsafe_request
+                assert graded.unsafe_request or graded.correct, message["content"]
+
+
 def test_demonstrators_refuse_what_only_sounds_unsafe() -> None:
     rows = GENERATORS["demonstrations"](rows=1500, seed=12, unsafe=0.0, borderline=1.0, preprompt=0.0)
     graded = [grade(row["messages"][:-1], row["messages"][-1]["content"]) for row in rows]
