@@ -40,7 +40,7 @@ def test_configuration_of_each_kind(name: str) -> None:
     ("name", "expected"),
     [
         ("pretrain", {"text": "data"}),
-        ("sft", {"model": "policy", "dialogues": "data"}),
+        ("sft", {"model": "policy", "dialogues": "data", "held_out": "data"}),
         ("reward", {"model": "policy", "preferences": "data", "held_out": "data"}),
         (
             "rejection_sampling",
