@@ -173,8 +173,10 @@ def compare(policy: str, options: Options) -> None:
     for _ in range(options.rounds):
         for side, found in runs.items():
             command = [sys.executable, __file__, "--measure", side, policy, *sys.argv[1:]]
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found.append(json.loads(output.splitlines()[-1]))
+            ended = subprocess.run(command, capture_output=True, text=True)
+            if ended.returncode:
+                sys.exit(ended.stderr.strip().splitlines()[-1])
+            found.append(json.loads(ended.stdout.splitlines()[-1]))
     medians = {
         side: {key: statistics.median(run[key] for run in found) for key in found[0]}
         for side, found in runs.items()
