@@ -129,14 +129,12 @@ def policy_metrics(answers: PolicyAnswers) -> dict[str, Any]:
     metrics["incomplete_rate"] = mean(
         [float(j.answer.status != "complete") for row in answers.helpful for j in row]
     )
-    _oracle_metrics(answers, record)
-    if any(j.grade is not None for j in answers.greedy):
-        metrics["correctness_greedy_by_family"] = _correct_by_family(answers.greedy)
+    metrics |= _oracle_metrics(answers, record)
     return metrics | {"intervals": intervals}
 
 
-def _oracle_metrics(answers: PolicyAnswers, record: Any) -> None:
-    """What only the testbed's oracle can say."""
+def _oracle_metrics(answers: PolicyAnswers, record: Any) -> dict[str, Any]:
+    """Record what only the testbed's oracle can say; returns what has no interval."""
     graded = [[(j.score.combined, j.grade) for j in row if j.grade is not None] for row in answers.helpful]
     if all(graded):
         samples = len(graded[0])
@@ -155,13 +153,14 @@ def _oracle_metrics(answers: PolicyAnswers, record: Any) -> None:
     safety = [j.grade for row in answers.safety for j in row if j.grade is not None]
     if safety:
         record("oracle_violation_rate", share_interval([not g.safe for g in safety]))
+    return {"correctness_greedy_by_family": _correct_by_family(greedy)} if greedy else {}
 
 
-def _correct_by_family(answers: Sequence[Judged]) -> dict[str, float]:
+def _correct_by_family(grades: Sequence[Grade]) -> dict[str, float]:
     """Share of right answers to each family of tasks: what the policy can do, and has unlearnt."""
     by_family: dict[str, list[float]] = {}
-    for found in (j.grade for j in answers if j.grade is not None):
-        by_family.setdefault(found.family, []).append(float(bool(found.correct)))
+    for graded in grades:
+        by_family.setdefault(graded.family, []).append(float(bool(graded.correct)))
     return {family: mean(right) for family, right in sorted(by_family.items())}
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from llama2_chat.settings import DataReference, ModelReference, StrictModel, TrainingConfig
 
@@ -35,11 +35,13 @@ class SftConfig(StrictModel):
     loss_policy: Literal["all_answers", "last_answer"] = "all_answers"
     training: SftTraining = SftTraining()
 
-    @model_validator(mode="after")
-    def _a_weight_for_each_file(self) -> Self:
-        if self.weights is not None:
-            if len(self.weights) != len(self.dialogues):
-                raise ValueError(f"weights: {len(self.weights)} for {len(self.dialogues)} files of dialogues")
-            if not all(0 <= weight <= MOST_REPEATS for weight in self.weights) or not any(self.weights):
-                raise ValueError(f"weights: each from 0 to {MOST_REPEATS}, at least one above 0")
-        return self
+    @field_validator("weights")
+    @classmethod
+    def _one_for_each_file(cls, weights: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if weights is not None:
+            files = len(info.data.get("dialogues", weights))
+            if len(weights) != files:
+                raise ValueError(f"{len(weights)} weights for {files} files of dialogues; give one for each")
+            if not all(0 <= weight <= MOST_REPEATS for weight in weights) or not any(weights):
+                raise ValueError(f"every weight is from 0 to {MOST_REPEATS}, at least one above 0")
+        return weights

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from llama2_chat import interruption
 from llama2_chat.errors import UserInputError
 from llama2_chat.models import sampling_dtype
 from llama2_chat.packing import IGNORED, collate_rows, pack
@@ -30,11 +31,13 @@ def held_out_metrics(
 
     Raises:
         UserInputError: the masks select nothing.
+        Interrupted: a signal asked for the end.
     """
     autocast = sampling_dtype(settings)
     device = model.device
     loss, correct, count = 0.0, 0, 0
     for row in pack(dialogues, sequence_length):
+        interruption.raise_if_requested()
         columns = {"input_ids": row.input_ids, "labels": row.labels, "position_ids": row.position_ids}
         batch = {name: tensor.to(device) for name, tensor in collate_rows([columns], padding_id).items()}
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -43,7 +46,10 @@ def held_out_metrics(
         correct += int(right)
         count += int((batch["labels"] != IGNORED).sum())
     if count == 0:
-        raise UserInputError("held_out: the dialogues hold no answer that the loss policy selects")
+        raise UserInputError(
+            f"held_out: no answer to measure; the loss policy selects nothing in the {len(dialogues)} dialogues "
+            f"that fit into {sequence_length} tokens"
+        )
     return {
         "loss": loss / count,
         "perplexity": math.exp(min(loss / count, 700.0)),

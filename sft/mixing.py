@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from llama2_chat.dialogue import Dialogue
+from llama2_chat.errors import UserInputError
 from llama2_chat.jsonl import read_dialogues
 
 
@@ -37,18 +39,24 @@ def mix(
 
     Args:
         weights: One for each file; None takes every dialogue once.
+
+    Raises:
+        UserInputError: the weights leave no dialogue.
     """
-    chosen: list[Dialogue] = []
-    counts: list[tuple[int, int]] = []
-    for number, file in enumerate(files):
+    drawn: list[list[Dialogue]] = []
+    found: list[int] = []
+    weights = [1.0] * len(files) if weights is None else weights
+    for number, (file, weight) in enumerate(zip(files, weights, strict=True)):
         dialogues = list(read_dialogues(Path(file)))
-        weight = 1.0 if weights is None else weights[number]
         places = repeated(len(dialogues), weight, random.Random(f"{seed} {number}"))
-        chosen += [dialogues[place] for place in places]
-        counts.append((len(dialogues), len(places)))
+        drawn.append([dialogues[place] for place in places])
+        found.append(len(dialogues))
+    chosen = list(chain.from_iterable(drawn))
+    if not chosen:
+        raise UserInputError(f"weights: {list(weights)} leave none of the {sum(found)} dialogues")
     parts = [
-        MixedFile(file, found, 1.0 if weights is None else weights[number], used, used / max(1, len(chosen)))
-        for number, (file, (found, used)) in enumerate(zip(files, counts, strict=True))
+        MixedFile(file, count, weight, len(used), len(used) / len(chosen))
+        for file, count, weight, used in zip(files, found, weights, drawn, strict=True)
     ]
     return chosen, parts
 

@@ -92,7 +92,7 @@ def _attend(
 
 def _mask(*, attention_mask: Tensor | None, q_length: int, kv_length: int, **kwargs: Any) -> Tensor | None:
     """No mask for packed rows, of which transformers says that the causal mask alone will not do; else its own."""
-    if attention_mask is None and not kwargs["allow_is_causal_skip"] and q_length == kv_length > 1:
+    if attention_mask is None and not kwargs.get("allow_is_causal_skip", True) and q_length == kv_length > 1:
         return None
     mask: Tensor | None = sdpa_mask(
         attention_mask=attention_mask, q_length=q_length, kv_length=kv_length, **kwargs

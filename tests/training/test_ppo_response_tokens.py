@@ -51,12 +51,22 @@ def test_logprobs_equal_one_sample_at_a_time(tiny_llama, samples, padding_id: in
     torch.testing.assert_close(found, shared, rtol=1e-5, atol=1e-5)
 
 
-def test_equal_pairs_have_the_same_logprobs_and_own_lists(tiny_llama) -> None:
+def test_equal_pairs_are_computed_once_and_in_place(tiny_llama) -> None:
+    # The last but one holds the tokens of the first, parted elsewhere; the last is the first again.
     prompts, responses = [[3, 4], [3, 4], [3], [3, 4]], [[5], [6, 7], [4, 5], [5]]
-    once, other, shifted, again = response_logprobs(tiny_llama(), prompts, responses, padding_id=0)
-    assert once == again
-    assert once is not again
-    assert [len(row) for row in (once, other, shifted)] == [1, 2, 2]
+    model, rows = tiny_llama(), []
+    model.register_forward_pre_hook(
+        lambda _, args, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    found = response_logprobs(model, prompts, responses, padding_id=0)
+    assert sum(rows) == 3
+    alone = [
+        response_logprobs(model, [prompt], [response], padding_id=0)[0]
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    for together, expected in zip(found, alone, strict=True):
+        assert together == pytest.approx(expected, rel=1e-6)
+    assert found[0] is not found[3]
 
 
 def test_a_value_is_read_before_its_token(tiny_llama, samples) -> None:

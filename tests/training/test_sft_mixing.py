@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama2_chat.errors import UserInputError
 from llama2_chat.jsonl import write_rows
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.mixing import mix, repeated
@@ -53,6 +54,11 @@ def test_the_draw_depends_on_the_seed_alone(files) -> None:
     once, again, other = (questions(mix(files, [0.5, 0.5], seed=seed)[0]) for seed in (1, 1, 2))
     assert once == again
     assert once != other
+
+
+def test_a_weight_that_leaves_nothing_is_the_users_mistake(files) -> None:
+    with pytest.raises(UserInputError, match="leave none of the 14 dialogues"):
+        mix(files, [0.01, 0.01], seed=0)
 
 
 @given(st.integers(0, 50), st.floats(0, 5), st.integers())
