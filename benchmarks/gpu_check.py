@@ -15,7 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from smollm2_shape import smollm2_shape
+from transformers import LlamaForCausalLM
 
 from llama2_chat.ghost_attention.build import run_stage as ghost_attention
 from llama2_chat.ghost_attention.config import GhostAttentionConfig
@@ -41,24 +42,6 @@ SFT_STEPS = 150
 """As many as a random model takes to learn to end its answers; without that nothing sampled can be kept."""
 
 _SHOWN = ("steps", "loss_first", "loss_last", "iterations", "score_first", "score_last", "kl_nats_last")
-
-
-def smollm2_shape() -> LlamaConfig:
-    """135M parameters: 30 layers of 576, 9 heads with 3 key/value heads, vocabulary 49,152, tied embeddings."""
-    return LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=2048,
-        rope_theta=100000.0,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
 
 
 def prepare(folder: Path) -> RunSettings:

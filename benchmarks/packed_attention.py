@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from smollm2_shape import smollm2_shape
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from llama2_chat.chat_format import build_chat_format
 from llama2_chat.dialogue import Dialogue
@@ -90,11 +91,7 @@ def main() -> None:
     all_threads = torch.get_num_threads()
     compare("embedded base", AutoModelForCausalLM.from_pretrained(BASE).train(), threads=1, steps=20)
     torch.manual_seed(0)
-    shape = LlamaConfig(
-        hidden_size=576, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=9,
-        num_key_value_heads=3, vocab_size=49_152, max_position_embeddings=2048, tie_word_embeddings=True,
-    )  # fmt: skip
-    compare("576 x 8 layers", LlamaForCausalLM(shape).train(), threads=all_threads, steps=3)
+    compare("576 x 8 layers", LlamaForCausalLM(smollm2_shape(8)).train(), threads=all_threads, steps=3)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+from smollm2_shape import smollm2_shape
+from transformers import LlamaForCausalLM, Trainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -48,7 +49,6 @@ from llama2_chat.training import placeholder_tokenizer, trainer_arguments
 
 ROW_TOKENS = 1024
 ROWS_PER_STEP = 4
-HIDDEN, INTERMEDIATE, KEY_VALUE_WIDTH, VOCABULARY = 576, 1536, 192, 49_152
 PEERS = ("trl-bfd", "trl-wrapped")
 """Best-fit packing keeps dialogues apart by their positions; "wrapped" cuts and mixes them, which costs no mask."""
 
@@ -64,12 +64,7 @@ class Options:
 
 def model_of(layers: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_hidden_layers=layers,
-            num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
+    return LlamaForCausalLM(smollm2_shape(layers))
 
 
 def dialogues_of(policy: str, count: int) -> list[TokenizedDialogue]:
@@ -149,10 +144,13 @@ def measure(side: str, policy: str, options: Options) -> dict[str, Any]:
 
 def useful_operations(dialogues: list[TokenizedDialogue], layers: int) -> float:
     """Floating-point operations of forward and backward that no implementation could leave out."""
-    weights = layers * (2 * HIDDEN * (HIDDEN + KEY_VALUE_WIDTH) + 3 * HIDDEN * INTERMEDIATE)
+    shape = smollm2_shape(layers)
+    hidden, head_size = shape.hidden_size, shape.hidden_size // shape.num_attention_heads
+    key_value_width = shape.num_key_value_heads * head_size
+    weights = layers * (2 * hidden * (hidden + key_value_width) + 3 * hidden * shape.intermediate_size)
     tokens = sum(len(d.input_ids) for d in dialogues)
-    attention = sum(6 * layers * HIDDEN * len(d.input_ids) ** 2 for d in dialogues)
-    head = 6 * HIDDEN * VOCABULARY * sum(sum(d.loss_mask) for d in dialogues)
+    attention = sum(6 * layers * hidden * len(d.input_ids) ** 2 for d in dialogues)
+    head = 6 * hidden * shape.vocab_size * sum(sum(d.loss_mask) for d in dialogues)
     return 6 * weights * tokens + attention + head
 
 
