@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from llama2_chat.settings import DataReference, StrictModel, TrainingConfig
+from llama2_chat.settings import DataReference, PackedTraining, StrictModel
 
 
 class Architecture(StrictModel):
@@ -40,7 +40,7 @@ class Architecture(StrictModel):
         return self
 
 
-class PretrainTraining(TrainingConfig):
+class PretrainTraining(PackedTraining):
     """§2.2: AdamW 0.9/0.95, eps 1e-5, cosine to 10 % after 2,000 warm-up steps, decay 0.1, clipping 1.0."""
 
     learning_rate: float = Field(3e-4, gt=0.0)

@@ -59,7 +59,7 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
         processing_class=placeholder_tokenizer(tokenizer.padding_id),
         safety_weight=config.safety_weight,
     )
-    metrics = run_trainer(trainer, directory, f"{directory.path.name}: reward")
+    metrics = run_trainer(trainer, directory, f"{directory.path.name}: reward", report_to=settings.report_to)
     drop_optimiser_state(directory.checkpoints)
     unpool(model)
     merged(trained_model, directory.adapter)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from llama2_chat.settings import DataReference, ModelReference, StrictModel, TrainingConfig
+from llama2_chat.settings import DataReference, ModelReference, PackedTraining, StrictModel
 
 MOST_REPEATS = 100
 """A weight above this is a slip of the pen."""
 
 
-class SftTraining(TrainingConfig):
+class SftTraining(PackedTraining):
     """§3.1: cosine from 2e-5, weight decay 0.1, batch 64, sequence length 4096, 2 epochs."""
 
     learning_rate: float = Field(2e-5, gt=0.0)
@@ -32,8 +32,24 @@ class SftConfig(StrictModel):
     held_out: list[DataReference] = Field(
         default_factory=list, description="Dialogues that the loss is measured on, before and after"
     )
+    evaluation_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Optimiser steps between two measurements on held_out in the course of training",
+    )
+    sample_prompts: int = Field(
+        0, ge=0, description="Held-out questions that are answered, greedily, at each of these measurements"
+    )
     loss_policy: Literal["all_answers", "last_answer"] = "all_answers"
     training: SftTraining = SftTraining()
+
+    @model_validator(mode="after")
+    def _something_to_measure_on(self) -> SftConfig:
+        if self.evaluation_steps is not None and not self.held_out:
+            raise ValueError("evaluation_steps needs dialogues to measure on: name them in held_out")
+        if self.sample_prompts and self.evaluation_steps is None:
+            raise ValueError("sample_prompts are answered every evaluation_steps, which is not set")
+        return self
 
     @field_validator("weights")
     @classmethod

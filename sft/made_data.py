@@ -16,7 +16,7 @@ from llama2_chat.chat_format import build_chat_format
 from llama2_chat.dialogue import Dialogue
 from llama2_chat.jsonl import read_dialogues
 from llama2_chat.models import load_policy, save_model, seed_everything
-from llama2_chat.settings import RunSettings, TrainingConfig
+from llama2_chat.settings import PackedTraining, RunSettings
 from llama2_chat.sft.trainer import train_sequences
 from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenization import LossPolicy, tokenize_dialogues
@@ -28,7 +28,7 @@ def fine_tune(
     settings: RunSettings,
     directory: StageDirectory,
     *,
-    training: TrainingConfig,
+    training: PackedTraining,
     loss_policy: LossPolicy,
     sft_dialogues: Sequence[str],
     sft_fraction: float,

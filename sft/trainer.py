@@ -6,7 +6,7 @@ Rides on TRL's `SFTTrainer` with our tokens, masks, packing and collator in plac
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import MethodType
 from typing import Any
 
@@ -14,14 +14,18 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer
 from trl.trainer.sft_config import SFTConfig as TrlSftConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from llama2_chat import distributed
 from llama2_chat.errors import UserInputError
 from llama2_chat.lora import merged, plain_model, with_adapter
-from llama2_chat.packing import IGNORED, collate_rows, pack
-from llama2_chat.settings import RunSettings, TrainingConfig
+from llama2_chat.models import sampling_dtype
+from llama2_chat.packing import IGNORED, PackedRow, collate_rows, pack
+from llama2_chat.settings import PackedTraining, RunSettings
+from llama2_chat.sft.held_out import HeldOut, Questions
 from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenization import TokenizedDialogue
 from llama2_chat.training import (
@@ -32,6 +36,32 @@ from llama2_chat.training import (
 )
 
 
+class EpochOrder(Sampler[int]):
+    """The rows of an epoch in random order, a function of seed and epoch.
+
+    Several processes get whole optimiser steps: the last one is filled up with the row after the last, which trains
+    nothing. So a step is the same set of rows whatever the number of processes.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        self.rows = rows
+        self.filling = -rows % batch_size if distributed.process_count() > 1 else 0
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows + self.filling
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        yield from torch.randperm(self.rows, generator=generator).tolist()
+        yield from [self.rows] * self.filling
+
+
 class PackedSftTrainer(SFTTrainer):
     """TRL's trainer on rows that are packed already, with logits only where a token is trained.
 
@@ -39,11 +69,23 @@ class PackedSftTrainer(SFTTrainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """`train_dataset` ends with a row that trains nothing."""
         super().__init__(*args, **kwargs)
         # transformers would copy the placeholder's special tokens into the model's config.
         self.processing_class = None
         assert self.model is not None
         score_trained_tokens(plain_model(self.model))  # type: ignore[arg-type]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """FSDP on the CPU too."""
+        super().create_accelerator_and_postprocess()
+        if distributed.shard_on_cpu(self.accelerator):
+            self.is_fsdp_enabled = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        dataset: Any = self.train_dataset
+        batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return EpochOrder(len(dataset) - 1, batch_size * self.args.world_size, self.args.seed)
 
     def compute_loss(
         self,
@@ -99,21 +141,26 @@ def train_sequences(
     model: PreTrainedModel,
     dialogues: Sequence[TokenizedDialogue],
     *,
-    training: TrainingConfig,
+    training: PackedTraining,
     settings: RunSettings,
     directory: StageDirectory,
     padding_id: int,
     description: str,
+    held_out: HeldOut | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place on the tokens that each dialogue's mask selects; an adapter ends up merged.
+
+    Several processes share each batch. Where they share the weights as well, the first ends up with all of them.
 
     Args:
         dialogues: Each at most `training.sequence_length` tokens long.
         padding_id: Any id of the vocabulary; it stands under a mask and changes nothing.
         description: What the progress display says.
+        held_out: What the model is measured on before, in the course of it and after.
 
     Returns:
-        Metrics: `sequences`, `tokens`, `trained_tokens`, `rows`, `steps`, `loss_first`, `loss_last`.
+        Metrics: `sequences`, `tokens`, `trained_tokens`, `rows`, `steps`, `loss_first`, `loss_last`, and
+        `held_out` with `before` and `after`.
 
     Raises:
         UserInputError: nothing is trained in any dialogue.
@@ -123,16 +170,12 @@ def train_sequences(
         raise UserInputError(
             "no token to train on: the dialogues hold no answer that the loss policy selects"
         )
-    rows = pack(dialogues, training.sequence_length)
-    dataset = Dataset.from_dict(
-        {
-            "input_ids": [row.input_ids for row in rows],
-            "labels": [row.labels for row in rows],
-            "position_ids": [row.position_ids for row in rows],
-        }
-    )
+    rows = pack(dialogues, training.sequence_length, isolate=training.isolate)
+    nothing = PackedRow([padding_id], [IGNORED], [0])
+    dataset = Dataset.from_list([row.to_columns() for row in [*rows, nothing]])
     arguments = trainer_arguments(training, settings, directory.checkpoints, len(rows))
     cache = model.config.use_cache
+    autocast = sampling_dtype(settings)
     trained_model = with_adapter(model, training.lora, settings.seed)
     trainer = PackedSftTrainer(
         model=trained_model,
@@ -141,12 +184,25 @@ def train_sequences(
         data_collator=lambda batch: collate_rows(batch, padding_id),
         processing_class=placeholder_tokenizer(padding_id),
     )
+    watch = Watch(trainer, held_out, autocast) if held_out is not None else None
+    found = {} if watch is None else {"before": watch.measure()}
     started = time.perf_counter()
-    metrics = run_trainer(trainer, directory, description)
+    metrics = run_trainer(
+        trainer,
+        directory,
+        description,
+        report_to=settings.report_to,
+        measure=watch.after_step if watch is not None else None,
+    )
     tokens = sum(len(row.input_ids) for row in rows)
-    model.__dict__.pop("forward", None)
-    merged(trained_model, directory.adapter)
     directory.events.write("training_rate", tokens=tokens, seconds=time.perf_counter() - started)
+    if watch is not None:
+        found["after"] = watch.measure()
+        metrics["held_out"] = found
+    distributed.gather_weights(trained_model)
+    model.__dict__.pop("forward", None)
+    if distributed.is_main_process():
+        merged(trained_model, directory.adapter)
     drop_optimiser_state(directory.checkpoints)
     model.config.use_cache = cache
     model.train(False)
@@ -157,3 +213,40 @@ def train_sequences(
         "rows": len(rows),
         **metrics,
     }
+
+
+class Watch:
+    """Measures the model in a trainer's hands on held-out dialogues."""
+
+    def __init__(self, trainer: PackedSftTrainer, held_out: HeldOut, autocast: torch.dtype | None) -> None:
+        self.trainer = trainer
+        self.held_out = held_out
+        self.autocast = autocast
+
+    def measure(self, *, stoppable: bool = True) -> dict[str, Any]:
+        """See `HeldOut.measure`; the model is left in the mode that it was in."""
+        model: Any = self.trainer.model
+        training = model.training
+        model.train(False)
+        found = self.held_out.measure(model, model.device, self.autocast, stoppable=stoppable)
+        model.train(training)
+        return found
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Every so many steps, `held_out_loss` and `held_out_token_accuracy`; else nothing."""
+        if self.held_out.every is None or step % self.held_out.every:
+            return {}
+        found = self.measure(stoppable=False)
+        if self.held_out.questions is not None:
+            self._answer(self.held_out.questions, step)
+        return {"held_out_loss": found["loss"], "held_out_token_accuracy": found["token_accuracy"]}
+
+    def _answer(self, questions: Questions, step: int) -> None:
+        """The first process answers with its own copy of the weights."""
+        model = plain_model(self.trainer.model)  # type: ignore[arg-type]
+        if not distributed.is_main_process():
+            return
+        training, scoring = model.training, model.__dict__.pop("forward")
+        questions.answer(model, step, self.autocast)
+        model.__dict__["forward"] = scoring
+        model.train(training)

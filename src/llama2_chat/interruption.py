@@ -11,6 +11,8 @@ import signal
 import threading
 from types import FrameType
 
+from llama2_chat.distributed import is_main_process
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
 _requested: int | None = None
@@ -65,6 +67,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _requested is not None:
         raise Interrupted(number)
     _requested = number
+    if not is_main_process():
+        return
     name = signal.Signals(number).name
     # Not print(): the signal may have arrived while a buffered stream was being written.
     message = f"\n{name}: stopping after the next checkpoint; send it again to stop at once\n"

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from llama2_chat.distributed import is_main_process, local_number, process_count, wait_for_everyone
 from llama2_chat.errors import MissingFileError, UserInputError
 from llama2_chat.files import atomic_path, write_text
 from llama2_chat.packed_attention import use_packed_attention
@@ -36,15 +37,19 @@ def seed_everything(seed: int) -> None:
 def select_device(device: str) -> torch.device:
     """The torch device for a recipe's `device`; `auto` is the GPU where there is one.
 
+    Of several processes each takes the GPU of its own number.
+
     Raises:
         UserInputError: CUDA is asked for and not there.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserInputError(
             f"device: {device} asked for, but torch sees no CUDA GPU; use device=cpu or auto"
         )
+    if device == "cuda" and process_count() > 1:
+        return torch.device("cuda", local_number())
     return torch.device(device)
 
 
@@ -124,12 +129,17 @@ def chat_format_of(path: str | Path) -> Literal["llama2", "tokenizer"]:
 def save_model(
     model: PreTrainedModel, tokenizer: ChatTokenizer, folder: Path, *, settings: RunSettings, card: str
 ) -> None:
-    """Write model, tokenizer and model card as one folder, atomically; the config names the chat format."""
+    """Write model, tokenizer and model card as one folder, atomically; the config names the chat format.
+
+    Of several processes the first writes, and all return when it has.
+    """
     model.config.chat_format = settings.chat_format
-    with atomic_path(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save(temporary)
-        write_text(temporary / "README.md", card)
+    if is_main_process():
+        with atomic_path(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save(temporary)
+            write_text(temporary / "README.md", card)
+    wait_for_everyone()
 
 
 def use_fitting_threads(model: PreTrainedModel, device: torch.device) -> None:

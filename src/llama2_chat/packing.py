@@ -1,8 +1,8 @@
 """Packing: several tokenised dialogues share one row, so that no token is spent on padding.
 
-Attention stays inside each dialogue: positions restart at 0 where a new one begins, and transformers derives
-the block-diagonal mask from them, or `packed_attention` the pieces. That holds only without a 2D attention
-mask and without a cache, so rows are built and collated here and nowhere else.
+Attention stays inside each dialogue, unless it is told otherwise: positions restart at 0 where a new one begins, and
+transformers derives the block-diagonal mask from them, or `packed_attention` the pieces. That holds only without a 2D
+attention mask and without a cache, so rows are built and collated here and nowhere else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ class PackedRow:
     input_ids: list[int]
     labels: list[int]
     position_ids: list[int]
+
+    def to_columns(self) -> dict[str, list[int]]:
+        """As a batch's collator and `datasets` take it."""
+        return {"input_ids": self.input_ids, "labels": self.labels, "position_ids": self.position_ids}
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -55,8 +59,13 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     return bins
 
 
-def pack(dialogues: Sequence[TokenizedDialogue], capacity: int) -> list[PackedRow]:
-    """Pack dialogues into rows of at most `capacity` tokens."""
+def pack(dialogues: Sequence[TokenizedDialogue], capacity: int, *, isolate: bool = True) -> list[PackedRow]:
+    """Pack dialogues into rows of at most `capacity` tokens.
+
+    Args:
+        isolate: Restart the positions with every dialogue, so that it sees itself alone; else they run on through
+            the row, and a dialogue sees those before it.
+    """
     rows = []
     for members in best_fit_decreasing([len(d.input_ids) for d in dialogues], capacity):
         row = PackedRow([], [], [])
@@ -69,7 +78,8 @@ def pack(dialogues: Sequence[TokenizedDialogue], capacity: int) -> list[PackedRo
                     zip(dialogue.input_ids, dialogue.loss_mask, strict=True)
                 )
             )
-            row.position_ids.extend(range(len(dialogue.input_ids)))
+            first = 0 if isolate else len(row.position_ids)
+            row.position_ids.extend(range(first, first + len(dialogue.input_ids)))
         rows.append(row)
     return rows
 
@@ -77,9 +87,12 @@ def pack(dialogues: Sequence[TokenizedDialogue], capacity: int) -> list[PackedRo
 def collate_rows(rows: Sequence[Mapping[str, list[int]]], padding_id: int) -> dict[str, torch.Tensor]:
     """A batch of packed rows, padded on the right to the longest: int64 tensors (B, S).
 
+    A row of one token trains nothing, since nothing comes before it: it is left out where there are others.
+
     Padding is one more isolated piece of its row (its positions restart at 0) with ignored labels,
     so it needs no attention mask.
     """
+    rows = [row for row in rows if len(row["input_ids"]) > 1] or rows[:1]
     longest = max(len(row["input_ids"]) for row in rows)
 
     def padded(name: str, filling: Sequence[int]) -> torch.Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+from llama2_chat.distributed import is_main_process
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -24,7 +26,7 @@ class Progress(Protocol):
 
 @contextmanager
 def track(description: str, total: float | None, unit: str, *, done: float = 0) -> Iterator[Progress]:
-    """Show the progress of a piece of work for as long as the block runs.
+    """Show the progress of a piece of work for as long as the block runs; of several processes the first does.
 
     Args:
         description: what is being done, for example `sft: training`.
@@ -32,7 +34,9 @@ def track(description: str, total: float | None, unit: str, *, done: float = 0) 
         unit: plural name of what is counted, for example `steps`.
         done: units that an earlier, interrupted run did; they do not count for the rate.
     """
-    if sys.stderr.isatty():
+    if not is_main_process():
+        yield _Bar(lambda amount: None)
+    elif sys.stderr.isatty():
         with _bar(description, total, unit, done) as bar:
             yield bar
     else:

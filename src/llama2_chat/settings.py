@@ -31,6 +31,10 @@ DataReference = Annotated[str, Reference("data")]
 """In a recipe: the name of an entry of `data`. In a single-stage configuration: a JSONL file."""
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+"""Experiment trackers by transformers' names; tensorboard writes into the stage's folder."""
+
+
 class BaseModelSource(StrictModel):
     """Where the base model comes from: a folder, a hub id, or a folder with a GGUF file in it."""
 
@@ -46,6 +50,9 @@ class RunSettings(StrictModel):
     seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    report_to: list[Tracker] = Field(
+        default_factory=list, description="Trackers that training's loss, rate and gradient norm also go to"
+    )
 
     def gguf_file_of(self, path: str) -> str | None:
         """The GGUF file to load from the model folder `path`: the base model's, where that is the folder."""
@@ -98,4 +105,12 @@ class TrainingConfig(StrictModel):
     lora: LoraConfig | None = Field(
         None,
         description="Train an adapter, merged at the end; default: train every weight, as the paper does",
+    )
+
+
+class PackedTraining(TrainingConfig):
+    """Training on text that is packed into rows."""
+
+    isolate: bool = Field(
+        True, description="A dialogue sees nothing of its row's others; false: it sees those before it"
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llama2_chat.distributed import is_main_process
 from llama2_chat.errors import UserInputError, did_you_mean
 from llama2_chat.settings import RunSettings, StrictModel
 
@@ -41,7 +42,12 @@ class EventLog:
         return EventLog(self.path, **{**self._context, **context})
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one line: the time (UTC), the event's name, the context and `fields` (JSON values)."""
+        """Append one line: the time (UTC), the event's name, the context and `fields` (JSON values).
+
+        Of several processes only the first writes.
+        """
+        if not is_main_process():
+            return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event, **self._context, **fields}, ensure_ascii=False)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +102,11 @@ class StageDirectory:
         return self.path / "samples.jsonl"
 
     @property
+    def answers(self) -> Path:
+        """Held-out questions and a policy's answers to them in the course of its training."""
+        return self.path / "answers.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """What an interrupted stage continues from: the last two, without optimiser state once it is done."""
         return self.path / "checkpoints"
@@ -122,6 +133,8 @@ class StageKind:
     makes_dataset: bool = False
     makes_base: bool = False
     """Starts from no model; a recipe's `base_model` may name such a stage."""
+    many_processes: bool = False
+    """Several processes may share the work (`distributed.py`)."""
 
     def load_config_class(self) -> type[StrictModel]:
         """The pydantic class of the stage's mapping (imports no training code)."""
@@ -140,8 +153,11 @@ STAGE_KINDS: dict[str, StageKind] = {
             "llama2_chat.pretrain.config:PretrainConfig",
             "llama2_chat.pretrain.train:run_stage",
             makes_base=True,
+            many_processes=True,
         ),
-        StageKind("sft", "llama2_chat.sft.config:SftConfig", "llama2_chat.sft.train:run_stage"),
+        StageKind(
+            "sft", "llama2_chat.sft.config:SftConfig", "llama2_chat.sft.train:run_stage", many_processes=True
+        ),
         StageKind(
             "reward",
             "llama2_chat.reward.config:RewardConfig",

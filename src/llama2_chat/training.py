@@ -7,9 +7,12 @@ work since the last checkpoint and the resumed run ends with the same bytes.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
+import signal
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,16 +21,18 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from llama2_chat import interruption
+from llama2_chat import distributed, interruption
 from llama2_chat.errors import TrainingError, UserInputError
 from llama2_chat.files import remove, write_text
 from llama2_chat.models import select_device
 from llama2_chat.progress import track
-from llama2_chat.settings import RunSettings, TrainingConfig
+from llama2_chat.settings import RunSettings, Tracker, TrainingConfig
 from llama2_chat.stage import StageDirectory
 
 COMPLETE_MARKER = "complete"
-_OPTIMISER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin")
+_OPTIMISER_FILES = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin")
+Measure = Callable[[int], dict[str, float]]
+"""Called after every optimiser step with its number; what it returns is added to that step's line of metrics."""
 _LOGGED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "accuracy", "epoch")
 
 
@@ -48,21 +53,28 @@ def trainer_arguments(
     """Keyword arguments for TRL's `SFTConfig` and `RewardConfig`.
 
     Raises:
-        UserInputError: no sequences, or a batch that its micro-batches do not fill evenly.
+        UserInputError: no sequences, or a batch that micro-batches and processes do not fill evenly.
     """
     if sequences == 0:
         raise UserInputError("no training sequence is left; see the counts of what was dropped")
-    micro = training.micro_batch_size or training.batch_size
-    if training.batch_size % micro:
+    processes = distributed.process_count()
+    if training.batch_size % processes:
         raise UserInputError(
-            f"training.micro_batch_size: {micro} does not divide training.batch_size {training.batch_size}"
+            f"training.batch_size: {training.batch_size} is not a multiple of the {processes} processes"
+        )
+    share = training.batch_size // processes
+    micro = training.micro_batch_size or share
+    if share % micro:
+        of_each = f", of which each of {processes} processes takes {share}" if processes > 1 else ""
+        raise UserInputError(
+            f"training.micro_batch_size: {micro} does not divide training.batch_size {training.batch_size}{of_each}"
         )
     steps = count_steps(sequences, training)
     return {
         "output_dir": str(checkpoints),
         "max_steps": steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": training.batch_size // micro,
+        "gradient_accumulation_steps": share // micro,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": training.min_learning_rate_ratio},
@@ -87,23 +99,29 @@ def trainer_arguments(
         "dataloader_pin_memory": False,
         "report_to": "none",
         "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
     }
 
 
 class StageCallback(TrainerCallback):
     """Writes metrics.jsonl and events, shows progress, marks whole checkpoints, stops on a signal."""
 
-    def __init__(self, directory: StageDirectory, description: str, steps: int) -> None:
+    def __init__(
+        self, directory: StageDirectory, description: str, steps: int, measure: Measure | None
+    ) -> None:
         self.directory = directory
         self.description = description
         self.steps = steps
+        self.measure = measure
+        self.measured: dict[str, float] = {}
         self.display = ExitStack()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Metrics and progress go on from the step that training resumes from."""
-        forget_later_steps(self.directory.metrics_file, state.global_step)
+        if distributed.is_main_process():
+            forget_later_steps(self.directory.metrics_file, state.global_step)
         self.bar = self.display.enter_context(
             track(self.description, total=self.steps, unit="steps", done=state.global_step)
         )
@@ -111,9 +129,10 @@ class StageCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """A requested interruption becomes a checkpoint and an orderly stop."""
+        """A requested interruption, of any process, becomes a checkpoint and an orderly stop of all."""
         self.bar.advance(1)
-        if interruption.requested() is not None:
+        self.measured = self.measure(state.global_step) if self.measure is not None else {}
+        if distributed.any_process(interruption.requested() is not None):
             control.should_save = True
             control.should_training_stop = True
 
@@ -129,27 +148,38 @@ class StageCallback(TrainerCallback):
         if logs is None or "loss" not in logs:
             return
         record = {"step": state.global_step} | {key: logs[key] for key in _LOGGED if key in logs}
+        record |= self.measured
         if not math.isfinite(record["loss"]):
             raise TrainingError(
                 f"the loss became {record['loss']} at step {state.global_step}; lower training.learning_rate"
             )
-        with self.directory.metrics_file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+        if distributed.is_main_process():
+            with self.directory.metrics_file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Called when all of a checkpoint's files are written: only then does it count."""
+        """Called when all of a checkpoint's files are written, each process its own: only then does it count."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         os.sync()
-        (folder / COMPLETE_MARKER).touch()
+        distributed.wait_for_everyone()
+        if distributed.is_main_process():
+            (folder / COMPLETE_MARKER).touch()
 
     def close(self) -> None:
         """End the progress display."""
         self.display.close()
 
 
-def run_trainer(trainer: Trainer, directory: StageDirectory, description: str) -> dict[str, Any]:
+def run_trainer(
+    trainer: Trainer,
+    directory: StageDirectory,
+    description: str,
+    *,
+    report_to: Sequence[Tracker] = (),
+    measure: Measure | None = None,
+) -> dict[str, Any]:
     """Train to the end, from the last whole checkpoint if there is one.
 
     Returns:
@@ -161,11 +191,17 @@ def run_trainer(trainer: Trainer, directory: StageDirectory, description: str) -
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     checkpoint = last_complete_checkpoint(directory.checkpoints)
+    distributed.wait_for_everyone()  # none writes a new one before all have looked
     trainer.remove_callback(PrinterCallback)
-    callback = StageCallback(directory, description, trainer.args.max_steps)
+    callback = StageCallback(directory, description, trainer.args.max_steps, measure)
     trainer.add_callback(callback)
+    for name in report_to:
+        trainer.add_callback(tracker_callback(name, directory))
     directory.events.write(
-        "training_started", steps=trainer.args.max_steps, resumed_from=checkpoint and checkpoint.name
+        "training_started",
+        steps=trainer.args.max_steps,
+        resumed_from=checkpoint and checkpoint.name,
+        processes=distributed.process_count(),
     )
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -173,6 +209,8 @@ def run_trainer(trainer: Trainer, directory: StageDirectory, description: str) -
         callback.close()
     if trainer.state.global_step < trainer.args.max_steps:
         interruption.raise_if_requested()
+        raise interruption.Interrupted(signal.SIGTERM)  # another process was told to stop
+    distributed.wait_for_everyone()
     directory.events.write("training_finished", steps=trainer.state.global_step)
     losses = [
         json.loads(line)["loss"] for line in directory.metrics_file.read_text(encoding="utf-8").splitlines()
@@ -185,31 +223,53 @@ def run_trainer(trainer: Trainer, directory: StageDirectory, description: str) -
     }
 
 
+def tracker_callback(name: Tracker, directory: StageDirectory) -> TrainerCallback:
+    """transformers' callback for an experiment tracker; tensorboard's files go to `tracking/` in the stage's folder.
+
+    Raises:
+        UserInputError: the tracker's package is not installed.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise UserInputError(f"report_to: {name} is not installed; pip install {name}, or leave it out")
+    from transformers.integrations import integration_utils
+
+    if name == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        return integration_utils.TensorBoardCallback(  # type: ignore[no-untyped-call]
+            SummaryWriter(str(directory.path / "tracking"))
+        )
+    callback: TrainerCallback = integration_utils.INTEGRATION_TO_CALLBACK[name]()
+    return callback
+
+
 def drop_optimiser_state(checkpoints: Path) -> None:
     """Once a stage is done its checkpoints keep their weights only."""
+    if not distributed.is_main_process():
+        return
     for pattern in _OPTIMISER_FILES:
-        for file in checkpoints.glob(f"checkpoint-*/{pattern}"):
-            file.unlink()
+        for path in checkpoints.glob(f"checkpoint-*/{pattern}"):
+            remove(path)
 
 
-def forget_later_steps(metrics_file: Path, step: int) -> None:
-    """Keep the lines up to `step`, that of the checkpoint which training resumes from; 0 keeps none."""
+def forget_later_steps(file: Path, step: int) -> None:
+    """Keep the lines of a JSONL file up to `step`, that of the checkpoint which training resumes from; 0 keeps none."""
     kept = []
-    if metrics_file.exists():
-        for line in metrics_file.read_text(encoding="utf-8").splitlines():
+    if file.exists():
+        for line in file.read_text(encoding="utf-8").splitlines():
             record = _parsed(line)
             if record is not None and record["step"] <= step:
                 kept.append(line + "\n")
-    write_text(metrics_file, "".join(kept))
+    write_text(file, "".join(kept))
 
 
 def last_complete_checkpoint(checkpoints: Path) -> Path | None:
     """The newest checkpoint that was written whole; half-written ones are removed."""
     found: list[tuple[int, Path]] = []
     for folder in checkpoints.glob("checkpoint-*"):
-        if (folder / COMPLETE_MARKER).exists() and (folder / "optimizer.pt").exists():
+        if (folder / COMPLETE_MARKER).exists() and any(folder.glob("optimizer*")):
             found.append((int(folder.name.rsplit("-", 1)[1]), folder))
-        else:
+        elif distributed.is_main_process():
             remove(folder)
     return max(found)[1] if found else None
 

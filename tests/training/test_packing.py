@@ -79,9 +79,17 @@ def test_changing_one_dialogue_changes_no_other(tiny_llama) -> None:
 def test_padding_is_ignored_and_isolated() -> None:
     rows = [
         {"input_ids": [1, 5, 2], "labels": [IGNORED, 5, 2], "position_ids": [0, 1, 2]},
-        {"input_ids": [1], "labels": [IGNORED], "position_ids": [0]},
+        {"input_ids": [1, 2], "labels": [IGNORED, 2], "position_ids": [0, 1]},
     ]
     batch = collate_rows(rows, padding_id=9)
-    assert batch["input_ids"].tolist() == [[1, 5, 2], [1, 9, 9]]
-    assert batch["labels"].tolist() == [[IGNORED, 5, 2], [IGNORED, IGNORED, IGNORED]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 1]]
+    assert batch["input_ids"].tolist() == [[1, 5, 2], [1, 2, 9]]
+    assert batch["labels"].tolist() == [[IGNORED, 5, 2], [IGNORED, 2, IGNORED]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 1, 0]]
+
+
+def test_packing_leaves_out_rows_of_one_token() -> None:
+    """A row that trains nothing is dropped where others stand beside it, and kept where it is alone."""
+    nothing = {"input_ids": [0], "labels": [IGNORED], "position_ids": [0]}
+    row = {"input_ids": [1, 5, 2], "labels": [IGNORED, 5, 2], "position_ids": [0, 1, 2]}
+    assert collate_rows([nothing, row, nothing], 0)["input_ids"].tolist() == [[1, 5, 2]]
+    assert collate_rows([nothing, nothing], 0)["labels"].tolist() == [[IGNORED]]

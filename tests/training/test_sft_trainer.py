@@ -2,62 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional
+from small_sft import loss_from_the_definition, records, train
 
 from llama2_chat.errors import UserInputError
 from llama2_chat.sft.config import SftTraining
-from llama2_chat.sft.held_out import held_out_metrics
-from llama2_chat.sft.trainer import train_sequences
 from llama2_chat.tokenization import TokenizedDialogue
 from llama2_chat.training import count_steps, warmup_steps
-
-
-def loss_from_the_definition(model, dialogues: list[TokenizedDialogue]) -> float:
-    """Mean over trained tokens of -log p(token | all before it), one dialogue at a time."""
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for dialogue in dialogues:
-            logprobs = functional.log_softmax(
-                model(input_ids=torch.tensor([dialogue.input_ids])).logits[0], -1
-            )
-            for position, (token, trained) in enumerate(
-                zip(dialogue.input_ids, dialogue.loss_mask, strict=True)
-            ):
-                if trained:
-                    total -= logprobs[position - 1, token].item()
-                    count += 1
-    return total / count
-
-
-def train(model, dialogues, settings, directory, **changes):
-    values = {
-        "learning_rate": 1e-3,
-        "batch_size": 4,
-        "epochs": 2,
-        "sequence_length": 32,
-        "checkpoint_steps": 3,
-        **changes,
-    }
-    return train_sequences(
-        model,
-        dialogues,
-        training=SftTraining(**values),
-        settings=settings,
-        directory=directory,
-        padding_id=0,
-        description="test",
-    )
-
-
-def records(directory) -> list[dict]:
-    return [json.loads(line) for line in directory.metrics_file.read_text().splitlines()]
 
 
 def test_the_loss_is_the_mean_over_answer_tokens(tiny_llama, dialogues, settings, stage_directory) -> None:
@@ -65,30 +20,6 @@ def test_the_loss_is_the_mean_over_answer_tokens(tiny_llama, dialogues, settings
     expected = loss_from_the_definition(tiny_llama(), dialogues)
     train(tiny_llama(), dialogues, settings, directory, batch_size=64, epochs=1)
     assert records(directory)[0]["loss"] == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("length", [32, 128])
-def test_held_out_loss_is_the_mean_over_answer_tokens_however_packed(
-    tiny_llama, dialogues, settings, length: int
-) -> None:
-    model = tiny_llama()
-    found = held_out_metrics(model, dialogues, settings=settings, sequence_length=length, padding_id=0)
-    assert found["loss"] == pytest.approx(loss_from_the_definition(model, dialogues), rel=1e-5)
-    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
-    right = 0
-    for dialogue in dialogues:
-        logits = model(input_ids=torch.tensor([dialogue.input_ids])).logits[0]
-        guesses = [None, *logits.argmax(-1).tolist()[:-1]]
-        rows = zip(guesses, dialogue.input_ids, dialogue.loss_mask, strict=True)
-        right += sum(guess == token for guess, token, trained in rows if trained)
-    trained = sum(sum(d.loss_mask) for d in dialogues)
-    assert (found["trained_tokens"], found["token_accuracy"]) == (trained, pytest.approx(right / trained))
-
-
-def test_held_out_dialogues_need_an_answer(tiny_llama, settings) -> None:
-    nothing = [TokenizedDialogue([1, 5, 6], [False] * 3)]
-    with pytest.raises(UserInputError, match="held_out"):
-        held_out_metrics(tiny_llama(), nothing, settings=settings, sequence_length=8, padding_id=0)
 
 
 def test_training_lowers_the_loss_of_answers(tiny_llama, dialogues, settings, stage_directory) -> None:

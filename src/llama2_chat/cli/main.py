@@ -13,6 +13,7 @@ import typer
 
 from llama2_chat import interruption
 from llama2_chat.cli import chat, data, evaluate, recipes, report, run, score, stages
+from llama2_chat.distributed import is_main_process
 from llama2_chat.errors import Llama2ChatError, disk_full, out_of_memory
 
 app = typer.Typer(
@@ -67,14 +68,17 @@ def run_command(arguments: list[str]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except interruption.Interrupted as stop:
-        print(f"{stop}; what is done is kept, the same command continues", file=sys.stderr)
+        if is_main_process():
+            print(f"{stop}; what is done is kept, the same command continues", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {_message(error)}", file=sys.stderr)
+        # What is wrong with the user's input all processes find; what else goes wrong may be one's own.
+        if is_main_process() or not isinstance(error, Llama2ChatError):
+            print(f"error: {_message(error)}", file=sys.stderr)
         return error.exit_code if isinstance(error, Llama2ChatError) else 1
     return 0
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from llama2_chat.settings import RunSettings, StrictModel
     from llama2_chat.stage import StageDirectory
 
 _Config = Annotated[
@@ -38,35 +40,74 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -> None:
-    """Run a stage, or continue it if it was interrupted with the same configuration and inputs."""
-    from llama2_chat import interruption
-    from llama2_chat.files import read_json, remove, write_json
-    from llama2_chat.pipeline.fingerprints import fingerprint_of_files
+    """Run a stage, or continue it if it was interrupted with the same configuration and inputs.
+
+    Of several processes the first prepares the folder and speaks; then all run the stage.
+    """
+    from llama2_chat import distributed, interruption
+    from llama2_chat.models import select_device
     from llama2_chat.pipeline.run import run_stage_file
     from llama2_chat.pipeline.run_directory import ensure_writable, locked
-    from llama2_chat.pipeline.stage_config import load_stage_config, write_resolved_config
+    from llama2_chat.pipeline.stage_config import load_stage_config
     from llama2_chat.stage import EventLog, StageDirectory
 
+    _refuse_many_processes(kind)
     config, settings = load_stage_config(config_file, kind, overrides)
-    ensure_writable(output_dir)
     interruption.install_handlers()
     directory = StageDirectory(output_dir.resolve(), EventLog(output_dir.resolve() / "events.jsonl"))
-    with locked(directory.path, output_dir):
-        fingerprint = fingerprint_of_files(config, settings)
-        started = directory.started_file
-        _refuse_what_is_not_ours(directory, output_dir)
-        if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
-            for leftover in _left_by_another(directory):
-                remove(leftover)
-            write_json(started, {"fingerprint": fingerprint})
+    main = distributed.is_main_process()
+    with ExitStack() as held:
+        if main:
+            ensure_writable(output_dir)
+            held.enter_context(locked(directory.path, output_dir))
+            fingerprint = _prepare(directory, output_dir, config_file, config, settings)
+        else:
+            fingerprint = ""
+        distributed.connect(select_device(settings.device).type)
+        distributed.wait_for_everyone()
         if directory.done_file.exists():
-            typer.echo(f"{output_dir}: done already, with the same configuration and inputs")
+            if main:
+                typer.echo(f"{output_dir}: done already, with the same configuration and inputs")
             return
         if config_file.resolve() != directory.config_file:
-            write_resolved_config(directory.config_file, config, settings)
             config_file, overrides = directory.config_file, []
         run_stage_file(config_file, kind, directory, fingerprint, overrides)
-    typer.echo(f"{output_dir}: done; the model is in {directory.model}")
+    if main:
+        typer.echo(f"{output_dir}: done; the model is in {directory.model}")
+
+
+def _refuse_many_processes(kind: str) -> None:
+    """A stage that only one process can run, launched by several, would run several times."""
+    from llama2_chat.distributed import process_count
+    from llama2_chat.errors import UserInputError
+    from llama2_chat.stage import STAGE_KINDS
+
+    if process_count() > 1 and not STAGE_KINDS[kind].many_processes:
+        able = ", ".join(name for name, stage in STAGE_KINDS.items() if stage.many_processes)
+        raise UserInputError(
+            f"{kind}: launched as {process_count()} processes, but runs in one so far; "
+            f"several can share {able}"
+        )
+
+
+def _prepare(
+    directory: StageDirectory, shown: Path, config_file: Path, config: StrictModel, settings: RunSettings
+) -> str:
+    """Make the folder ready to begin or to continue; returns the fingerprint of what is to be run."""
+    from llama2_chat.files import read_json, remove, write_json
+    from llama2_chat.pipeline.fingerprints import fingerprint_of_files
+    from llama2_chat.pipeline.stage_config import write_resolved_config
+
+    fingerprint = fingerprint_of_files(config, settings)
+    started = directory.started_file
+    _refuse_what_is_not_ours(directory, shown)
+    if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
+        for leftover in _left_by_another(directory):
+            remove(leftover)
+        write_json(started, {"fingerprint": fingerprint})
+    if not directory.done_file.exists() and config_file.resolve() != directory.config_file:
+        write_resolved_config(directory.config_file, config, settings)
+    return fingerprint
 
 
 def _refuse_what_is_not_ours(directory: StageDirectory, shown: Path) -> None:
@@ -87,6 +128,7 @@ def _left_by_another(directory: StageDirectory) -> list[Path]:
         directory.model,
         directory.metrics_file,
         directory.checkpoints,
+        directory.answers,
         directory.samples,
         directory.samples.with_name("samples.jsonl.partial"),
         directory.dataset,

@@ -19,8 +19,8 @@ _HASHED_WHOLE = 64 * 2**20
 def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str, str]) -> str:
     """Hash of a configuration whose references stand for `inputs` (`model:NAME`, `data:NAME` → hash).
 
-    The device is left out: where a stage runs is no part of what it is. So is the base model of a stage
-    that makes one.
+    The device and the trackers are left out: where a stage runs and who watches is no part of what it is. So is the
+    base model of a stage that makes one.
     """
     kind = STAGE_KINDS.get(getattr(config, "kind", ""))
 
@@ -31,7 +31,7 @@ def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str,
         {
             "format": FORMAT_VERSION,
             "config": resolve(config, input_of).model_dump(mode="json"),
-            "settings": settings.model_dump(mode="json", exclude={"device", "base_model"}),
+            "settings": settings.model_dump(mode="json", exclude={"device", "base_model", "report_to"}),
             "base": None if kind is not None and kind.makes_base else inputs["model:base"],
         }
     )

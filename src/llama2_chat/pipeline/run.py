@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_chat import interruption
+from llama2_chat.distributed import is_main_process, process_count
 from llama2_chat.errors import UserInputError, did_you_mean
 from llama2_chat.files import read_json, remove, write_json
 from llama2_chat.pipeline.evaluation import evaluating
@@ -62,7 +63,16 @@ class Selection:
 def run_recipe(
     recipe_name: str, overrides: Sequence[str], output_dir: Path | None, selection: Selection
 ) -> list[Path]:
-    """Run a recipe, or each combination of its `sweep`; returns the run directories."""
+    """Run a recipe, or each combination of its `sweep`; returns the run directories.
+
+    Raises:
+        UserInputError: several processes were launched for it.
+    """
+    if process_count() > 1:
+        raise UserInputError(
+            f"run: launched as {process_count()} processes, but a whole recipe runs in one; write its stages' "
+            "configurations with --dry-run --write-configs DIR and launch those that several can share"
+        )
     runs = load_runs(recipe_name, overrides)
     for _, recipe in runs:
         selection.check(recipe)
@@ -158,16 +168,15 @@ def _use_stage(recipe: Recipe, name: str, run: RunDirectory, inputs: Inputs, *, 
 def run_stage_file(
     file: Path, kind: str, directory: StageDirectory, fingerprint: str, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Run one stage from its standalone configuration and write `done.json`."""
+    """Run one stage from its standalone configuration and write `done.json`; of several processes the first does."""
     config, settings = load_stage_config(file, kind, overrides)
     directory.events.write("stage_started", kind=kind)
     started = time.perf_counter()
     metrics = STAGE_KINDS[kind].load_run_function()(config, settings, directory)
     seconds = time.perf_counter() - started
-    write_json(
-        directory.done_file,
-        {"fingerprint": fingerprint, "kind": kind, "wall_seconds": round(seconds, 3), "metrics": metrics},
-    )
+    record = {"fingerprint": fingerprint, "kind": kind, "wall_seconds": round(seconds, 3), "metrics": metrics}
+    if is_main_process():
+        write_json(directory.done_file, record)
     directory.events.write("stage_finished", kind=kind, seconds=seconds)
     return metrics
 
