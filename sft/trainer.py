@@ -5,8 +5,9 @@ Rides on TRL's `SFTTrainer` with our tokens, masks, packing and collator in plac
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import Any
 
@@ -43,21 +44,20 @@ class EpochOrder(Sampler[int]):
     nothing. So a step is the same set of rows whatever the number of processes.
     """
 
-    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+    def __init__(self, rows: int, batch_size: int, seed: int, steps_done: Callable[[], int]) -> None:
+        """`steps_done`, asked where an epoch begins or is resumed in its midst, tells which epoch it is."""
         self.rows = rows
         self.filling = -rows % batch_size if distributed.process_count() > 1 else 0
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self.epoch = epoch
+        self.steps_done = steps_done
+        self.steps_per_epoch = math.ceil(rows / batch_size)
 
     def __len__(self) -> int:
         return self.rows + self.filling
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        epoch = self.steps_done() // self.steps_per_epoch
+        generator = torch.Generator().manual_seed(self.seed + epoch)
         yield from torch.randperm(self.rows, generator=generator).tolist()
         yield from [self.rows] * self.filling
 
@@ -85,7 +85,12 @@ class PackedSftTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         dataset: Any = self.train_dataset
         batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return EpochOrder(len(dataset) - 1, batch_size * self.args.world_size, self.args.seed)
+        return EpochOrder(
+            len(dataset) - 1,
+            batch_size * self.args.world_size,
+            self.args.seed,
+            lambda: self.state.global_step,
+        )
 
     def compute_loss(
         self,

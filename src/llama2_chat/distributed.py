@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from llama2_chat.errors import UserInputError
+
 _COUNT, _NUMBER, _LOCAL_NUMBER = "WORLD_SIZE", "RANK", "LOCAL_RANK"
 _SHARDED = "ACCELERATE_USE_FSDP"
 
@@ -37,11 +39,23 @@ def connect(device: str) -> None:
     """Meet the other processes, on the device type that the run computes on; nothing where there is one.
 
     They talk over gloo on the CPU and over NCCL on GPUs.
-    """
-    if process_count() > 1:
-        from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu")
+    Raises:
+        UserInputError: the launcher asks for a way to share weights that is not known here.
+    """
+    if process_count() == 1:
+        return
+    if _is_set("ACCELERATE_USE_DEEPSPEED"):
+        raise UserInputError(
+            "DeepSpeed: not known here; launch with --use_fsdp --fsdp_version 2 to share the weights"
+        )
+    if _is_set(_SHARDED) and os.environ.get("FSDP_VERSION") != "2":
+        raise UserInputError(
+            "FSDP: only version 2 is known here; launch with --fsdp_version 2, or set FSDP_VERSION=2 with torchrun"
+        )
+    from accelerate import PartialState
+
+    PartialState(cpu=device == "cpu")
 
 
 def wait_for_everyone() -> None:
@@ -80,8 +94,7 @@ def shard_on_cpu(accelerator: Any) -> bool:
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    wanted = os.environ.get(_SHARDED, "false").lower() == "true"
-    if not wanted or accelerator.distributed_type != DistributedType.MULTI_CPU:
+    if not _is_set(_SHARDED) or accelerator.distributed_type != DistributedType.MULTI_CPU:
         return False
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
     accelerator.state.fsdp_plugin = plugin
@@ -120,3 +133,7 @@ def gather_weights(model: Any) -> None:
                 gathered[parameter] = torch.nn.Parameter(whole, requires_grad=parameter.requires_grad)
             if is_main_process():
                 module._parameters[name] = gathered[parameter]
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true")

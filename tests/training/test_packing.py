@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
-from llama2_chat.packing import IGNORED, best_fit_decreasing, collate_rows, pack
+from llama2_chat.packed_attention import PACKED_ATTENTION
+from llama2_chat.packing import IGNORED, PackedRow, best_fit_decreasing, collate_rows, pack
 from llama2_chat.tokenization import TokenizedDialogue
 
 
@@ -38,42 +41,70 @@ def test_labels_and_positions_by_hand() -> None:
     assert row.position_ids == [0, 1, 2, 3, 0, 1, 2]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_logits_equal_separate_ones(tiny_llama, dialogues, attention: str) -> None:
-    model = tiny_llama(attention)
-    rows = pack(dialogues, 40)
-    batch = collate_rows(
-        [{"input_ids": r.input_ids, "labels": r.labels, "position_ids": r.position_ids} for r in rows], 0
-    )
+ATTENTION = ["sdpa", "eager", PACKED_ATTENTION]
+"""What models are loaded with: sdpa, and on the CPU `packed_attention.py` in its place; eager for comparison."""
+
+
+def logits(model, row: PackedRow) -> torch.Tensor:
+    """(S, V), computed as training does."""
+    batch = collate_rows([row.to_columns()], 0)
     with torch.no_grad():
-        packed = model(
+        return model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).logits
-        compared = 0
-        for number, row in enumerate(rows):
-            starts = [i for i, position in enumerate(row.position_ids) if position == 0]
-            for start, end in zip(starts, [*starts[1:], len(row.input_ids)], strict=True):
+        ).logits[0]
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_packed_logits_equal_separate_ones(tiny_llama, dialogues, attention: str) -> None:
+    """Packing equivalence: each dialogue's logits in its row against those of a forward pass of its own."""
+    model = tiny_llama(attention)
+    compared = 0
+    for row in pack(dialogues, 40):
+        packed = logits(model, row)
+        starts = [i for i, position in enumerate(row.position_ids) if position == 0]
+        for start, end in zip(starts, [*starts[1:], len(row.input_ids)], strict=True):
+            with torch.no_grad():
                 alone = model(input_ids=torch.tensor([row.input_ids[start:end]]), use_cache=False).logits[0]
-                torch.testing.assert_close(packed[number, start:end], alone, rtol=1e-5, atol=1e-5)
-                compared += 1
+            torch.testing.assert_close(packed[start:end], alone, rtol=1e-5, atol=1e-5)
+            compared += 1
     assert compared == len(dialogues)
 
 
-def test_changing_one_dialogue_changes_no_other(tiny_llama) -> None:
-    model = tiny_llama()
-    first, second = [1, 5, 6, 7, 2], [1, 8, 9, 2]
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_packing_leaks_nothing(tiny_llama, attention: str) -> None:
+    """Any token of another dialogue changed, before or after in the row: not one bit of the logits moves."""
+    model = tiny_llama(attention)
+    lengths = (5, 4, 6)
+    rng = random.Random(0)
+    made = [[1, *(rng.randrange(3, 50) for _ in range(length - 1))] for length in lengths]
 
-    def logits_of_second(start: list[int]) -> torch.Tensor:
-        (row,) = pack([TokenizedDialogue(start, [True] * 5), TokenizedDialogue(second, [True] * 4)], 9)
-        batch = collate_rows(
-            [{"input_ids": row.input_ids, "labels": row.labels, "position_ids": row.position_ids}], 0
-        )
+    def row_of(pieces: list[list[int]]) -> PackedRow:
+        (row,) = pack([TokenizedDialogue(ids, [True] * len(ids)) for ids in pieces], 15)
+        return row
+
+    order = [2, 0, 1]  # best fit decreasing
+    starts = {piece: sum(lengths[other] for other in order[: order.index(piece)]) for piece in order}
+    expected = logits(model, row_of(made))
+    for changed in order:
+        others = [list(ids) for ids in made]
+        others[changed][1:] = [(token + 7) % 47 + 3 for token in others[changed][1:]]
+        found = logits(model, row_of(others))
+        for piece in order:
+            span = slice(starts[piece], starts[piece] + lengths[piece])
+            assert torch.equal(found[span], expected[span]) is (piece != changed), (changed, piece)
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_packing_without_isolation_is_plain_concatenation(tiny_llama, dialogues, attention: str) -> None:
+    """A row of `isolate: false` against the same tokens as one text without positions or mask."""
+    model = tiny_llama(attention)
+    rows = pack(dialogues, 40, isolate=False)
+    assert [row.labels for row in rows] == [row.labels for row in pack(dialogues, 40)]
+    for row in rows:
         with torch.no_grad():
-            return model(
-                input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-            ).logits[0, 5:]
-
-    assert torch.equal(logits_of_second(first), logits_of_second([1, 40, 41, 42, 2]))
+            plain = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0]
+        torch.testing.assert_close(logits(model, row), plain, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits(model, rows[0]), logits(model, pack(dialogues, 40)[0]), atol=1e-3)
 
 
 def test_padding_is_ignored_and_isolated() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -138,3 +139,55 @@ def test_metrics_hold_no_times(tiny_llama, dialogues, settings, stage_directory)
     assert len(records(directory)) > 5
     assert not any("runtime" in key or "per_second" in key for row in records(directory) for key in row)
     assert Path(os.path.commonpath([directory.path, directory.checkpoints])) == directory.path
+
+
+def test_tensorboard_gets_the_losses_that_metrics_hold(
+    tiny_llama, dialogues, settings, stage_directory
+) -> None:
+    """Scalars read back with tensorboard's own reader, against metrics.jsonl."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    directory = stage_directory()
+    train(tiny_llama(), dialogues, settings.model_copy(update={"report_to": ["tensorboard"]}), directory)
+    events = EventAccumulator(str(directory.path / "tracking"))
+    events.Reload()
+    for tag in ("loss", "learning_rate", "grad_norm"):
+        found = {event.step: event.value for event in events.Scalars(f"train/{tag}")}
+        assert found == pytest.approx({line["step"]: line[tag] for line in records(directory)}, rel=1e-5)
+    assert len(found) > 5
+
+
+def test_a_tracker_that_is_not_installed(
+    tiny_llama, dialogues, settings, stage_directory, monkeypatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserInputError, match="report_to: wandb is not installed; pip install wandb"):
+        train(
+            tiny_llama(),
+            dialogues,
+            settings.model_copy(update={"report_to": ["wandb"]}),
+            stage_directory(),
+        )
+
+
+def test_weights_decay_and_norms_do_not(
+    tiny_llama, dialogues, settings, stage_directory, monkeypatch
+) -> None:
+    """With every gradient zero AdamW only decays: matrices by (1 - rate · 0.5) at each step, norms not at all."""
+    model, start = tiny_llama(), tiny_llama().state_dict()
+    monkeypatch.setattr(
+        "llama2_chat.sft.trainer.PackedSftTrainer.training_step",
+        lambda self, model, inputs, num_items_in_batch=None: (
+            sum(p.sum() for p in model.parameters()).mul(0).backward() or torch.zeros(())
+        ),
+    )
+    directory = stage_directory()
+    train(model, dialogues, settings, directory, weight_decay=0.5)
+    left = math.prod(1 - 0.5 * line["learning_rate"] for line in records(directory))
+    assert left < 0.999
+    matrices = 0
+    for name, weight in model.state_dict().items():
+        factor = 1.0 if name.endswith("norm.weight") else left
+        torch.testing.assert_close(weight, start[name] * factor, rtol=1e-5, atol=1e-7, msg=name)
+        matrices += factor != 1.0
+    assert matrices == 2 * 7 + 2  # seven in each layer, embeddings and head
