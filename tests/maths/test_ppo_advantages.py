@@ -80,6 +80,8 @@ def test_lambda_0_is_the_one_step_error_and_right_values_have_no_advantage(seed:
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
 def test_masked_junk_touches_neither_result_nor_gradient(junk: float) -> None:
+    """Zeros outside the mask against NaN and infinities there: the same result and gradient."""
+
     def run(filling: float):
         torch.manual_seed(0)
         inputs = [

@@ -103,6 +103,8 @@ def test_a_clipped_token_has_no_gradient() -> None:
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("loss", ["policy", "value"])
 def test_masked_junk_touches_neither_result_nor_gradient(junk: float, loss: str) -> None:
+    """Zeros outside the mask against NaN and infinities there: the same result and gradient."""
+
     def run(filling: float):
         torch.manual_seed(0)
         inputs = [

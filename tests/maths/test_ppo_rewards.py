@@ -59,6 +59,8 @@ def test_equals_the_definition_and_sums_to_the_objective(seed: int, beta: float)
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf])
 def test_masked_junk_touches_neither_result_nor_gradient(junk: float) -> None:
+    """Zeros outside the mask against NaN and infinities there: the same result and gradient."""
+
     def run(filling: float):
         torch.manual_seed(0)
         inputs = [
@@ -93,6 +95,7 @@ def test_keeps_the_dtype(dtype: torch.dtype) -> None:
     ],
 )
 def test_wrong_masks_are_refused(mask: torch.Tensor, message: str) -> None:
+    """Masks that are not one run of True a row, against the documented errors."""
     x = torch.zeros(2, 4)
     with pytest.raises(ValueError, match=message):
         token_rewards(x, x, torch.zeros(2), response_mask=mask, kl_coefficient=0.1)

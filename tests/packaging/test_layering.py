@@ -230,6 +230,7 @@ def test_the_pipeline_does_not_import_the_command_line() -> None:
 
 @pytest.mark.parametrize("name", MATHS)
 def test_maths_imports_torch_and_the_standard_library_alone(name: str) -> None:
+    """The imports of every maths module against the allowed list."""
     (module,) = [module for module in MODULES if module.name == name]
     # A maths module may build on another: what that one imports is held to the same rule.
     outside = [found.module for found in module.imports if not found.module.startswith(MATHS)]

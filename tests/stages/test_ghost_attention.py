@@ -128,6 +128,7 @@ def test_exactly_the_last_answer_is_trained(trained_on, settings, sft) -> None:
 
 
 def test_the_control_differs_in_the_mask_alone(trained_on, ghost) -> None:
+    """The control's dialogues against Ghost Attention's: the same ids, other trained tokens."""
     last, directory, metrics = trained_on("last_answer")
     every, control, control_metrics = trained_on("all_answers")
     assert control.dataset.read_bytes() == directory.dataset.read_bytes() == ghost[0].dataset.read_bytes()

@@ -135,6 +135,7 @@ def test_accumulated_micro_batches_equal_one_batch(settings, stage_at, ppo_confi
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_byte(
     settings, stage_at, ppo, ppo_config, monkeypatch
 ) -> None:
+    """A run stopped by a signal and continued against one that ran through: weights and metrics."""
     directory = stage_at("ppo-interrupted")
     original = loop.PpoLoop._iterate
 
@@ -160,6 +161,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_byte(
 def test_killed_and_resumed_equals_uninterrupted_to_the_byte(
     settings, stage_at, ppo, ppo_config, monkeypatch
 ) -> None:
+    """A run killed between two checkpoints and continued against one that ran through."""
     directory = stage_at("ppo-killed")
     original = learners.ValueLearner.step
     steps = iter(range(100))

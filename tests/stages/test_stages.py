@@ -156,6 +156,7 @@ def test_rejection_sampling_keeps_the_best_complete_sample(rejection) -> None:
 def test_sampling_resumes_with_the_same_bytes(
     settings, stage_at, rejection, rejection_config, monkeypatch
 ) -> None:
+    """Sampling stopped half-way and continued against sampling that ran through."""
     directory = stage_at("rejection-resumed")
     sampled = []
     original = sample._sample_chunk

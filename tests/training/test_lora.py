@@ -126,6 +126,7 @@ def test_a_checkpoint_holds_the_adapter_alone(tiny_llama, dialogues, settings, s
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_byte(
     tiny_llama, dialogues, settings, stage_directory, interrupted_after, stop_after: int
 ) -> None:
+    """A run stopped by a signal and continued against one that ran through: weights and metrics."""
     whole, directory = tiny_llama(), stage_directory("whole")
     train(whole, dialogues, settings, directory)
 

@@ -13,16 +13,19 @@ from llama2_chat.tokenization import TokenizedDialogue
 
 
 def test_best_fit_decreasing_by_hand() -> None:
+    """Bins against those worked out by hand."""
     # 7 | 6 | 5 opens a third, 4 fits best beside 6 (room 4), 3 beside 7 (room 3), 2 beside 5 (room 5)
     assert best_fit_decreasing([3, 7, 4, 6, 2, 5], 10) == [[1, 0], [3, 2], [5, 4]]
 
 
 def test_a_sequence_that_cannot_fit_is_an_error() -> None:
+    """A length above the capacity against the documented error."""
     with pytest.raises(ValueError, match="sequence 1 has 11 tokens"):
         best_fit_decreasing([3, 11], 10)
 
 
 def test_every_token_is_packed_once(dialogues: list[TokenizedDialogue]) -> None:
+    """All tokens of the rows against all tokens of the dialogues, and likewise those trained."""
     rows = pack(dialogues, 32)
     assert all(len(row.input_ids) <= 32 for row in rows)
     packed = sorted(token for row in rows for token in row.input_ids)
@@ -32,6 +35,7 @@ def test_every_token_is_packed_once(dialogues: list[TokenizedDialogue]) -> None:
 
 
 def test_labels_and_positions_by_hand() -> None:
+    """Ids, labels and positions of one row against those written out by hand."""
     first = TokenizedDialogue([1, 5, 6, 2], [False, False, True, True])
     second = TokenizedDialogue([1, 7, 2], [True, True, True])
     (row,) = pack([first, second], 8)
@@ -108,6 +112,7 @@ def test_packing_without_isolation_is_plain_concatenation(tiny_llama, dialogues,
 
 
 def test_padding_is_ignored_and_isolated() -> None:
+    """A batch of two rows against its tensors written out by hand."""
     rows = [
         {"input_ids": [1, 5, 2], "labels": [IGNORED, 5, 2], "position_ids": [0, 1, 2]},
         {"input_ids": [1, 2], "labels": [IGNORED, 2], "position_ids": [0, 1]},

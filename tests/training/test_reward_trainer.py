@@ -120,9 +120,10 @@ def test_the_safety_loss_puts_unsafe_responses_below_zero(
 
 
 @pytest.mark.parametrize("safety_weight", [0.0, 0.7])
-def test_accumulated_equals_one_batch(
+def test_equivalence_of_accumulated_and_one_batch(
     reward_model, columns, settings, stage_directory, safety_weight
 ) -> None:
+    """Micro-batches of 4 against one batch: losses of every step and weights."""
     whole, parts = reward_model(), reward_model()
     a = train(whole, columns, settings, stage_directory("whole"), safety_weight=safety_weight)
     b = train(
@@ -135,6 +136,7 @@ def test_accumulated_equals_one_batch(
 
 @pytest.mark.parametrize("padding_id", [0, 2, 17])
 def test_a_score_depends_neither_on_padding_nor_on_packing(reward_model, columns, padding_id: int) -> None:
+    """Scores of packed rows against scores of one padded batch."""
     model, rows = reward_model(), columns["chosen_ids"]
     packed = pack_dialogues(rows, padding_id)
     assert len(packed.input_ids) < len(rows)

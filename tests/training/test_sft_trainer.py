@@ -46,22 +46,25 @@ def test_prompts_are_not_learnt(tiny_llama, settings, stage_directory) -> None:
     assert probability(2, [1, 30, 30, 30, 5], model) > 2 * probability(2, [1, 30, 30, 30, 5], before)
 
 
-def test_accumulated_micro_batches_equal_one_batch(tiny_llama, dialogues, settings, stage_directory) -> None:
+def test_equivalence_of_accumulated_and_one_batch(tiny_llama, dialogues, settings, stage_directory) -> None:
+    """8 × 1 rows against 1 × 8 rows a step, rows of unequal numbers of trained tokens: losses and weights."""
     whole, parts = tiny_llama(), tiny_llama()
-    train(whole, dialogues, settings, stage_directory("whole"), batch_size=4)
-    train(parts, dialogues, settings, stage_directory("parts"), batch_size=4, micro_batch_size=1)
+    train(whole, dialogues, settings, stage_directory("whole"), batch_size=8)
+    train(parts, dialogues, settings, stage_directory("parts"), batch_size=8, micro_batch_size=1)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     for a, b in zip(records(stage_directory("whole")), records(stage_directory("parts")), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
-def test_packed_training_equals_one_dialogue_a_row(tiny_llama, dialogues, settings, stage_directory) -> None:
-    # All dialogues in one optimiser step, in rows of 64 tokens against one row each.
+def test_packing_equivalence_to_one_dialogue_a_row(tiny_llama, dialogues, settings, stage_directory) -> None:
+    """All dialogues in one step, packed into rows of 64 tokens against a row for each: loss, gradient norm, weights."""
     packed, separate = tiny_llama(), tiny_llama()
     train(packed, dialogues, settings, stage_directory("packed"), batch_size=64, sequence_length=64)
     longest = max(len(d.input_ids) for d in dialogues)
     train(separate, dialogues, settings, stage_directory("separate"), batch_size=64, sequence_length=longest)
+    for line, other in zip(*(records(stage_directory(name)) for name in ("packed", "separate")), strict=True):
+        assert line == pytest.approx(other, rel=1e-4)  # loss and norm of the gradient among them
     for a, b in zip(packed.parameters(), separate.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -74,6 +77,7 @@ def weights(model) -> dict[str, bytes]:
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_byte(
     tiny_llama, dialogues, settings, stage_directory, interrupted_after, stop_after: int
 ) -> None:
+    """A run stopped by a signal and continued against one that ran through: weights and metrics."""
     whole, directory = tiny_llama(), stage_directory("whole")
     train(whole, dialogues, settings, directory)
 
@@ -90,6 +94,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_to_the_byte(
 def test_a_half_written_checkpoint_is_not_resumed_from(
     tiny_llama, dialogues, settings, stage_directory
 ) -> None:
+    """A folder with a half-written checkpoint against an empty one: weights and metrics."""
     whole, directory = tiny_llama(), stage_directory("whole")
     train(whole, dialogues, settings, directory)
     broken = stage_directory("broken")
