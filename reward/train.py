@@ -25,6 +25,7 @@ from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenizers import load_tokenizer
 from llama2_chat.training import (
     drop_optimiser_state,
+    keep_to_device,
     placeholder_tokenizer,
     run_trainer,
     trainer_arguments,
@@ -53,7 +54,7 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     trained_model = with_adapter(model, config.training.lora, settings.seed)
     trainer = MarginRewardTrainer(
         model=trained_model,
-        args=TrlRewardConfig(**arguments),
+        args=keep_to_device(TrlRewardConfig(**arguments), settings),
         train_dataset=Dataset.from_dict(columns),
         data_collator=lambda batch: collate_pairs(batch, tokenizer.padding_id),
         processing_class=placeholder_tokenizer(tokenizer.padding_id),

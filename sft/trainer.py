@@ -31,6 +31,7 @@ from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenization import TokenizedDialogue
 from llama2_chat.training import (
     drop_optimiser_state,
+    keep_to_device,
     placeholder_tokenizer,
     run_trainer,
     trainer_arguments,
@@ -182,9 +183,10 @@ def train_sequences(
     cache = model.config.use_cache
     autocast = sampling_dtype(settings)
     trained_model = with_adapter(model, training.lora, settings.seed)
+    config = TrlSftConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
     trainer = PackedSftTrainer(
         model=trained_model,
-        args=TrlSftConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+        args=keep_to_device(config, settings),
         train_dataset=dataset,
         data_collator=lambda batch: collate_rows(batch, padding_id),
         processing_class=placeholder_tokenizer(padding_id),
@@ -242,7 +244,7 @@ class Watch:
         if self.held_out.every is None or step % self.held_out.every:
             return {}
         found = self.measure(stoppable=False)
-        if self.held_out.questions is not None:
+        if self.held_out.questions is not None and not distributed.is_sharded(self.trainer.model):
             self._answer(self.held_out.questions, step)
         return {"held_out_loss": found["loss"], "held_out_token_accuracy": found["token_accuracy"]}
 

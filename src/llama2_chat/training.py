@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
@@ -101,6 +102,19 @@ def trainer_arguments(
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
     }
+
+
+def keep_to_device(arguments: TrainingArguments, settings: RunSettings) -> TrainingArguments:
+    """The same arguments, with one process on the one GPU that the recipe names.
+
+    Left alone, transformers takes `cuda:0`, and where it sees several GPUs copies the model onto all of them.
+    """
+    device = select_device(settings.device)
+    if device.type == "cuda" and distributed.process_count() == 1:
+        arguments.__dict__["_setup_devices"] = own = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(own)
+        arguments._n_gpu = 1
+    return arguments
 
 
 class StageCallback(TrainerCallback):

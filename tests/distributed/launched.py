@@ -1,6 +1,6 @@
 """What one of several launched processes does: run `llama2-chat sft`, and write down what it saw.
 
-torchrun … launched.py CONFIG OUTPUT RECORD [--stop-at STEP]
+torchrun … launched.py CONFIG OUTPUT RECORD [KEY=VALUE …] [--stop-at STEP]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("output", type=Path)
     parser.add_argument("record", type=Path)
+    parser.add_argument("overrides", nargs="*")
     parser.add_argument("--stop-at", type=int)
     options = parser.parse_args()
     output = str(options.output.resolve())
@@ -47,7 +48,7 @@ def main() -> None:
         return compute_loss(self, model, *args, **kwargs)
 
     PackedSftTrainer.compute_loss = observed
-    command = ["sft", options.config, "--output-dir", output]
+    command = ["sft", options.config, *options.overrides, "--output-dir", output]
     codes = []
     if options.stop_at is not None:
         codes.append(_stopped(command, options.stop_at))

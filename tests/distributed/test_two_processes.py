@@ -69,8 +69,8 @@ def records(file: Path) -> list[dict[str, Any]]:
     return [json.loads(file.with_suffix(f".{number}").read_text()) for number in range(2)]
 
 
-def one_process(config: Path, output: Path) -> Path:
-    assert run_command(["sft", str(config), "--output-dir", str(output)]) == 0
+def one_process(config: Path, output: Path, *overrides: str) -> Path:
+    assert run_command(["sft", str(config), *overrides, "--output-dir", str(output)]) == 0
     return output
 
 
@@ -91,17 +91,21 @@ def test_ddp_equivalence_under_accelerate_launch(tmp_path: Path) -> None:
     assert [name for name in second["written"] if not own.fullmatch(name)] == []
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_fsdp_equivalence_and_resume_under_torchrun(tmp_path: Path, tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("tied", "overrides"),
+    [(False, []), (True, ["training.lora.rank=4", "training.gradient_checkpointing=true"])],
+)
+def test_fsdp_equivalence_and_resume_under_torchrun(tmp_path: Path, tied: bool, overrides: list[str]) -> None:
     """torchrun with FSDP2, stopped by a signal to one process and resumed, against 1 process that ran through.
 
     Every parameter is a DTensor at every micro-batch.
     """
     config = make_world(tmp_path, tied=tied)
-    one = one_process(config, tmp_path / "one")
+    one = one_process(config, tmp_path / "one", *overrides)
     two, record = tmp_path / "two", tmp_path / "record"
     variables = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    launch([*TORCHRUN, LAUNCHED, str(config), str(two), str(record), "--stop-at", "5"], **variables)
+    command = [*TORCHRUN, LAUNCHED, str(config), str(two), str(record), *overrides, "--stop-at", "5"]
+    launch(command, **variables)
     assert_equal_runs(one, two)
     for process in records(record):
         assert process["sharded"] == [True]

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from small_sft import loss_from_the_definition, records, train
+from transformers import TrainingArguments
 
 from llama2_chat.errors import UserInputError
 from llama2_chat.sft.config import SftTraining
 from llama2_chat.tokenization import TokenizedDialogue
-from llama2_chat.training import count_steps, warmup_steps
+from llama2_chat.training import count_steps, keep_to_device, warmup_steps
 
 
 def test_the_loss_is_the_mean_over_answer_tokens(tiny_llama, dialogues, settings, stage_directory) -> None:
@@ -196,3 +197,16 @@ def test_weights_decay_and_norms_do_not(
         torch.testing.assert_close(weight, start[name] * factor, rtol=1e-5, atol=1e-7, msg=name)
         matrices += factor != 1.0
     assert matrices == 2 * 7 + 2  # seven in each layer, embeddings and head
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
+def test_one_process_keeps_to_its_gpu(settings, monkeypatch, tmp_path, device: str, index: int) -> None:
+    """On a machine with four GPUs transformers' arguments name the recipe's one, as the only one."""
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    arguments._n_gpu = 4
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    keep_to_device(arguments, settings.model_copy(update={"device": device}))
+    assert (arguments.device, arguments.n_gpu) == (torch.device("cuda", index), 1)
+    assert current == [arguments.device]
