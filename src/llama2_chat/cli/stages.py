@@ -44,17 +44,23 @@ def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -
     from llama2_chat.pipeline.fingerprints import fingerprint_of_files
     from llama2_chat.pipeline.run import run_stage_file
     from llama2_chat.pipeline.run_directory import ensure_writable, locked
-    from llama2_chat.pipeline.stage_config import load_stage_config, write_resolved_config
+    from llama2_chat.pipeline.stage_config import (
+        load_stage_config,
+        prepare_stage_data,
+        write_resolved_config,
+    )
     from llama2_chat.stage import EventLog, StageDirectory
 
-    config, settings = load_stage_config(config_file, kind, overrides)
+    made_data = output_dir.resolve() / "data"
+    config, settings = load_stage_config(config_file, kind, overrides, made_data=made_data)
     ensure_writable(output_dir)
     interruption.install_handlers()
     directory = StageDirectory(output_dir.resolve(), EventLog(output_dir.resolve() / "events.jsonl"))
     with locked(directory.path, output_dir):
+        _refuse_what_is_not_ours(directory, output_dir)
+        prepare_stage_data(config_file, overrides, config, settings, directory)
         fingerprint = fingerprint_of_files(config, settings)
         started = directory.started_file
-        _refuse_what_is_not_ours(directory, output_dir)
         if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
             for leftover in _left_by_another(directory):
                 remove(leftover)
