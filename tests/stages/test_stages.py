@@ -44,6 +44,41 @@ def test_sft_lowers_the_loss_on_held_out_dialogues(sft) -> None:
     assert (part["file"], part["used"], part["share"]) == ("demonstrations.jsonl", 300, 1.0)
 
 
+def test_sft_counts_each_file_of_its_mix_and_of_what_it_holds_out(world, settings, stage_at, capfd) -> None:
+    """The rows of the files add up to the totals; safety demonstrations are those that the files tag."""
+    safe, helpful = world / "safe.jsonl", world / "helpful.jsonl"
+    split = {True: safe, False: helpful}
+    dialogues = list(read_dialogues(world / "demonstrations.jsonl"))
+    for tag, file in split.items():
+        write_rows(file, [dialogue.to_row() for dialogue in dialogues if dialogue.is_safety == tag])
+    tagged = sum(dialogue.is_safety for dialogue in dialogues)
+    assert 10 < tagged < 200
+    config = SftConfig(
+        model=str(world / "base"),
+        dialogues=[str(helpful), str(safe)],
+        counts=[60, 2 * tagged + 3],
+        held_out=[str(world / "held_out_demonstrations.jsonl"), str(helpful)],
+        training={"batch_size": 8, "epochs": 1, "sequence_length": 40, "max_steps": 1},
+    )
+    directory = stage_at("sft-mixed")
+    metrics = run_sft(config, settings, directory)
+    mix, held_out = metrics["mix"], metrics["held_out"]
+    assert [(row["file"], row["used"], row["safety"]) for row in mix] == [
+        ("helpful.jsonl", 60, 0),
+        ("safe.jsonl", 2 * tagged + 3, 2 * tagged + 3),
+    ]
+    assert sum(row["trained_tokens"] for row in mix) == metrics["trained_tokens"]
+    assert sum(row["trained_tokens"] for row in held_out["files"]) == held_out["before"]["trained_tokens"]
+    for rows, total in ((mix, metrics["lengths"]), (held_out["files"], held_out["lengths"])):
+        assert {key: sum(row["lengths"][key] for row in rows) for key in total} == total
+        assert total["shortened"] + total["dropped"] > 0
+    said = capfd.readouterr().err.splitlines()
+    for row in (*mix, *held_out["files"]):
+        start = f"sft-mixed: {row['file']}: of {sum(row['lengths'].values())} dialogues "
+        assert [line for line in said if line.startswith(start)], start
+    assert [sum(row["lengths"].values()) for row in mix] == [row["used"] for row in mix]
+
+
 def test_the_chat_template_renders_the_llama2_format(sft) -> None:
     tokenizer = AutoTokenizer.from_pretrained(sft[0].model)
     text = tokenizer.apply_chat_template(
