@@ -16,7 +16,9 @@ from llama2_chat.evaluation.run import PolicyEvaluator, run_evaluation
 from llama2_chat.files import sha256_of
 from llama2_chat.jsonl import read_dialogues, read_samples, write_rows
 from llama2_chat.rejection_sampling import build, sample
+from llama2_chat.reward.config import RewardConfig
 from llama2_chat.reward.scoring import RewardModel
+from llama2_chat.reward.train import run_stage as run_reward
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.train import run_stage as run_sft
 from llama2_chat.testbed.generators import GENERATORS
@@ -117,6 +119,32 @@ def test_reward_stage_beats_its_controls_and_reports_what_is_attainable(rewards)
     model = AutoModelForSequenceClassification.from_pretrained(directory.model)
     assert model.config.num_labels == 1
     assert model.config.pad_token_id != model.config.eos_token_id
+
+
+def test_reward_stage_says_which_pairs_it_cannot_take_whole(world, sft, settings, stage_at, capfd) -> None:
+    """At 24 tokens: what is said of each file, trained on or held out, against the counts in the metrics."""
+    config = RewardConfig(
+        model=str(sft[0].model),
+        preferences=[str(world / "helpful_pairs.jsonl"), str(world / "safety_pairs.jsonl")],
+        held_out=[str(world / "held_out.jsonl")],
+        domain="helpfulness",
+        training={"batch_size": 16, "epochs": 1, "sequence_length": 24, "max_steps": 1},
+    )
+    metrics = run_reward(config, settings, stage_at("short-rm"))
+    files = [*metrics["pairs_by_file"], *metrics["held_out_pairs_by_file"]]
+    assert [row["file"] for row in files] == ["helpful_pairs.jsonl", "safety_pairs.jsonl", "held_out.jsonl"]
+    assert [row["kept"] + sum(row["dropped"].values()) for row in files] == [300, 300, 200]
+    assert metrics["pairs"]["kept"] == files[0]["kept"] + files[1]["kept"] > 0
+    assert metrics["held_out_pairs"].items() <= files[2].items()
+    said = [line for line in capfd.readouterr().err.splitlines() if " pairs " in line]
+    # The held-out pairs are measured at the model's own length, which all of them fit.
+    assert len(said) == 2
+    for line, row in zip(said, files[:2], strict=True):
+        assert line.startswith(f"short-rm: {row['file']}: of 300 pairs ")
+        cut, dropped = row["shortened"], row["dropped"]["longer than 24 tokens"]
+        assert (f"{cut} shortened: oldest turns left out to fit into 24 tokens" in line) == (cut > 0)
+        assert line.endswith(f"{dropped} dropped: longer than 24 tokens")
+    assert files[0]["shortened"] > 0
 
 
 def test_scorer_gates_and_does_not_depend_on_company(rewards) -> None:
