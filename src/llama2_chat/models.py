@@ -184,7 +184,7 @@ def _file_of(tensor: str, path: str | Path, gguf_file: str | None) -> Path:
     folder = Path(path)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return folder / read_json(index)["weight_map"].get(tensor, "")
+        return folder / str(read_json(index)["weight_map"].get(tensor, ""))
     single = folder / (gguf_file or "model.safetensors")
     return single if single.is_file() else folder
 
