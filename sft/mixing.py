@@ -63,13 +63,17 @@ def mix(
     for number, file in enumerate(files):
         found = list(read_dialogues(Path(file)))
         count = None if counts is None else counts[number]
-        weight = None if count is not None else 1.0 if weights is None else weights[number]
-        if count is not None and count > MOST_REPEATS * len(found):
+        weight = None
+        if count is None:
+            weight = 1.0 if weights is None else weights[number]
+            wanted = round(len(found) * weight)
+        else:
+            wanted = count
+        if wanted > MOST_REPEATS * len(found):
             raise UserInputError(
-                f"counts: {count} of the {len(found)} dialogues in {file}; at most {MOST_REPEATS} times as many as "
+                f"counts: {wanted} of the {len(found)} dialogues in {file}; at most {MOST_REPEATS} times as many as "
                 "there are can be taken"
             )
-        wanted = round(len(found) * weight) if count is None and weight is not None else count or 0
         places = drawn(len(found), wanted, random.Random(f"{seed} {number}"))
         parts.append(MixedFile(file, len(found), weight, count, [found[place] for place in places]))
     if not any(part.used for part in parts):

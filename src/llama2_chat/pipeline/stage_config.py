@@ -100,11 +100,11 @@ def load_stage_config(
     made = (folder / "data" if made_data is None else made_data).resolve()
 
     def path_of(referring: Referring, name: str) -> str:
-        if referring.kind == "data" and name in entries:
-            entry = entries[name]
-            return (
-                _absolute(entry.path, folder) if isinstance(entry, FileData) else str(made / f"{name}.jsonl")
-            )
+        entry = entries.get(name) if referring.kind == "data" else None
+        if isinstance(entry, FileData):
+            return _absolute(entry.path, folder)
+        if entry is not None:
+            return str(made / f"{name}.jsonl")
         return base if name == "base" and referring.kind == "policy" else _absolute(name, folder)
 
     return resolve(config, path_of), settings
