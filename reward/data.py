@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from llama2_chat.chat_format import ChatFormat
 from llama2_chat.dialogue import Message, Preference
+from llama2_chat.jsonl import read_preferences
+from llama2_chat.reductions import announce_reductions
 from llama2_chat.reward.loss import rating_margins
 from llama2_chat.reward.pooling import pack_dialogues
+from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenization import fit_to_length, tokenize_dialogue
 
 UNLABELLED = -1
@@ -24,11 +28,56 @@ class PairReport:
 
     kept: int = 0
     unrated: int = 0
+    """Of the kept: those without a rating."""
+    shortened: int = 0
+    """Of the kept: those that lost their oldest turns, the same in both dialogues."""
     dropped: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: PairReport) -> PairReport:
+        return PairReport(
+            self.kept + other.kept,
+            self.unrated + other.unrated,
+            self.shortened + other.shortened,
+            self.dropped + other.dropped,
+        )
 
     def to_row(self) -> dict[str, Any]:
         """As metrics."""
-        return {"kept": self.kept, "unrated": self.unrated, "dropped": dict(sorted(self.dropped.items()))}
+        return {
+            "kept": self.kept,
+            "unrated": self.unrated,
+            "shortened": self.shortened,
+            "dropped": dict(sorted(self.dropped.items())),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPairs:
+    """The usable pairs of one file with the token ids of (chosen, rejected) dialogue."""
+
+    file: str
+    max_tokens: int
+    pairs: list[Preference]
+    tokens: list[tuple[list[int], list[int]]]
+    report: PairReport
+
+    def to_row(self) -> dict[str, Any]:
+        """The counts as metrics; the file by its name alone, since its folder differs between machines."""
+        return {"file": Path(self.file).name, **self.report.to_row()}
+
+    def announce(self, directory: StageDirectory) -> None:
+        """Say which pairs were shortened or dropped and why."""
+        limit = f"{self.max_tokens:,} tokens"
+        announce_reductions(
+            directory,
+            self.file,
+            rows=self.report.kept + self.report.dropped.total(),
+            what="pairs",
+            reasons={
+                f"shortened: oldest turns left out to fit into {limit}": self.report.shortened,
+                **{f"dropped: {reason}": count for reason, count in sorted(self.report.dropped.items())},
+            },
+        )
 
 
 def prefers_unsafe(pair: Preference) -> bool:
@@ -50,14 +99,18 @@ def encode_dialogue(
 
 def encode_pair(
     pair: Preference, chat_format: ChatFormat, max_tokens: int
-) -> tuple[list[int], list[int]] | None:
-    """Ids of the (chosen, rejected) dialogue with the same turns in both; None where one cannot fit."""
+) -> tuple[list[int], list[int], bool] | None:
+    """Ids of the (chosen, rejected) dialogue with the same turns in both, and whether turns are left out.
+
+    None where one cannot fit.
+    """
     sides = [
         tokenize_dialogue((*pair.prompt, Message("assistant", answer)), chat_format, "last_answer").input_ids
         for answer in (pair.chosen, pair.rejected)
     ]
     longer = max((0, 1), key=lambda side: len(sides[side]))
-    if len(sides[longer]) > max_tokens:
+    too_long = len(sides[longer]) > max_tokens
+    if too_long:
         answers = (pair.chosen, pair.rejected)
         fitted = fit_to_length((*pair.prompt, Message("assistant", answers[longer])), chat_format, max_tokens)
         if fitted is None:
@@ -68,7 +121,7 @@ def encode_pair(
             ).input_ids
             for answer in answers
         ]
-    return sides[0], sides[1]
+    return sides[0], sides[1], too_long
 
 
 def encode_pairs(
@@ -87,10 +140,22 @@ def encode_pairs(
             report.dropped[f"longer than {max_tokens} tokens"] += 1
             continue
         report.kept += 1
+        chosen, rejected, shortened = encoded
         report.unrated += pair.rating is None
+        report.shortened += shortened
         kept.append(pair)
-        tokens.append(encoded)
+        tokens.append((chosen, rejected))
     return kept, tokens, report
+
+
+def read_pairs(files: Iterable[Path | str], chat_format: ChatFormat, max_tokens: int) -> list[EncodedPairs]:
+    """Each file's usable pairs; raises UserInputError with file and line at the first bad row."""
+    return [
+        EncodedPairs(
+            str(file), max_tokens, *encode_pairs(read_preferences(Path(file)), chat_format, max_tokens)
+        )
+        for file in files
+    ]
 
 
 def training_columns(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 
 from llama2_chat.chat_format import build_chat_format
-from llama2_chat.jsonl import read_preferences
 from llama2_chat.lora import merged, with_adapter
 from llama2_chat.model_card import model_card
 from llama2_chat.models import reward_model_from_policy, save_model, seed_everything
 from llama2_chat.reward.config import RewardConfig
-from llama2_chat.reward.data import collate_pairs, encode_pairs, training_columns
+from llama2_chat.reward.data import PairReport, collate_pairs, read_pairs, training_columns
 from llama2_chat.reward.held_out import held_out_metrics
 from llama2_chat.reward.pooling import pool_at_ends, unpool
 from llama2_chat.reward.scoring import RewardModel
@@ -41,8 +39,12 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     gguf_file = settings.gguf_file_of(config.model)
     tokenizer = load_tokenizer(config.model, gguf_file)
     chat_format = build_chat_format(settings.chat_format, tokenizer)
-    rows = chain.from_iterable(read_preferences(Path(file)) for file in config.preferences)
-    pairs, tokens, report = encode_pairs(rows, chat_format, config.training.sequence_length)
+    files = read_pairs(config.preferences, chat_format, config.training.sequence_length)
+    for file in files:
+        file.announce(directory)
+    pairs = list(chain.from_iterable(file.pairs for file in files))
+    tokens = list(chain.from_iterable(file.tokens for file in files))
+    report = sum((file.report for file in files), PairReport())
     if pairs and report.unrated == len(pairs) and config.margin != "none":
         directory.events.write("warning", message="no pair has a rating: every margin is 0")
     columns = training_columns(pairs, tokens, margin_table=config.margin)
@@ -68,5 +70,13 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
         model, tokenizer, directory.model, settings=settings, card=model_card("reward", config, settings)
     )
     scorer = RewardModel(model, chat_format, padding_id=tokenizer.padding_id, name=directory.path.name)
-    held_out = held_out_metrics(scorer, config.held_out, domain=config.domain) if config.held_out else {}
-    return {"domain": config.domain, "pairs": report.to_row(), **metrics, **held_out}
+    held_out = {}
+    if config.held_out:
+        held_out = held_out_metrics(scorer, config.held_out, domain=config.domain, directory=directory)
+    return {
+        "domain": config.domain,
+        "pairs": report.to_row(),
+        "pairs_by_file": [file.to_row() for file in files],
+        **metrics,
+        **held_out,
+    }

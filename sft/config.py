@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from llama2_chat.settings import DataReference, ModelReference, PackedTraining, StrictModel
 
 MOST_REPEATS = 100
-"""A weight above this is a slip of the pen."""
+"""A weight above this, or a count of more passes over its file, is a slip of the pen."""
 
 
 class SftTraining(PackedTraining):
@@ -28,6 +28,9 @@ class SftConfig(StrictModel):
     dialogues: list[DataReference] = Field(min_length=1)
     weights: list[float] | None = Field(
         None, description="How often each file's dialogues occur: 0.5 a random half, 2 twice; default once"
+    )
+    counts: list[Annotated[int, Field(ge=0)] | None] | None = Field(
+        None, description="Instead of weights: how many dialogues to draw from each file; null takes all"
     )
     held_out: list[DataReference] = Field(
         default_factory=list, description="Dialogues that the loss is measured on, before and after"
@@ -61,3 +64,18 @@ class SftConfig(StrictModel):
             if not all(0 <= weight <= MOST_REPEATS for weight in weights) or not any(weights):
                 raise ValueError(f"every weight is from 0 to {MOST_REPEATS}, at least one above 0")
         return weights
+
+    @field_validator("counts")
+    @classmethod
+    def _one_count_for_each_file(
+        cls, counts: list[int | None] | None, info: ValidationInfo
+    ) -> list[int | None] | None:
+        if counts is not None:
+            files = len(info.data.get("dialogues", counts))
+            if info.data.get("weights") is not None:
+                raise ValueError("weights are given too; give one of the two")
+            if len(counts) != files:
+                raise ValueError(f"{len(counts)} counts for {files} files of dialogues; give one for each")
+            if not any(count is None or count > 0 for count in counts):
+                raise ValueError("every count is 0; give at least one above 0, or null for a whole file")
+        return counts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from llama2_chat.dialogue import Dialogue
 from llama2_chat.jsonl import read_dialogues
 from llama2_chat.models import load_policy, save_model, seed_everything
 from llama2_chat.settings import PackedTraining, RunSettings
+from llama2_chat.sft.data import encode_file, lengths_of, sequences_of
 from llama2_chat.sft.trainer import train_sequences
 from llama2_chat.stage import StageDirectory
-from llama2_chat.tokenization import LossPolicy, tokenize_dialogues
+from llama2_chat.tokenization import LossPolicy
 from llama2_chat.tokenizers import load_tokenizer
 
 
@@ -42,17 +43,23 @@ def fine_tune(
         sft_fraction: Share of SFT dialogues in the mix.
 
     Returns:
-        Metrics of the training, what the length policy did to either part, and the share that resulted.
+        Metrics of the training, what the length policy did to either part and to each file of SFT dialogues
+        (`sft_mix`), and the share that resulted.
     """
     gguf_file = settings.gguf_file_of(start)
     tokenizer = load_tokenizer(start, gguf_file)
     chat_format = build_chat_format(settings.chat_format, tokenizer)
-    capacity = training.sequence_length
-    sequences, lengths = tokenize_dialogues(
-        read_dialogues(directory.dataset), chat_format, loss_policy, capacity
-    )
+    encode = partial(encode_file, chat_format=chat_format, max_tokens=training.sequence_length)
+    made = encode(str(directory.dataset), read_dialogues(directory.dataset), loss_policy=loss_policy)
+    sequences = made.sequences
     demonstrations = draw_demonstrations(sft_dialogues, sft_fraction, len(sequences), settings.seed)
-    mixed_in, mixed_lengths = tokenize_dialogues(demonstrations, chat_format, "all_answers", capacity)
+    mixed_files = [
+        encode(file, dialogues, loss_policy="all_answers")
+        for file, dialogues in zip(sft_dialogues, demonstrations, strict=True)
+    ]
+    mixed_in = sequences_of(mixed_files)
+    for file in (made, *mixed_files):
+        file.announce(directory)
     seed_everything(settings.seed)
     model = load_policy(start, settings, gguf_file=gguf_file)
     metrics = train_sequences(
@@ -66,20 +73,22 @@ def fine_tune(
     )
     save_model(model, tokenizer, directory.model, settings=settings, card=card)
     return {
-        "lengths": lengths.to_row(),
-        "sft_lengths": mixed_lengths.to_row(),
+        "lengths": made.lengths.to_row(),
+        "sft_lengths": lengths_of(mixed_files),
+        "sft_mix": [file.to_row() for file in mixed_files],
         "sft_share": len(mixed_in) / max(1, len(mixed_in) + len(sequences)),
         **metrics,
     }
 
 
-def draw_demonstrations(files: Sequence[str], fraction: float, made: int, seed: int) -> list[Dialogue]:
-    """SFT dialogues, drawn without replacement, that make up `fraction` of the mix with `made` dialogues.
+def draw_demonstrations(files: Sequence[str], fraction: float, made: int, seed: int) -> list[list[Dialogue]]:
+    """SFT dialogues of each file, drawn from all without replacement, that make up `fraction` of the mix.
 
-    Fewer where there are not that many; the share that results is recorded.
+    The rest of the mix is `made` dialogues. Fewer where there are not that many; the share that results is recorded.
     """
-    if not files or fraction == 0:
-        return []
-    pool = list(chain.from_iterable(read_dialogues(Path(file)) for file in files))
+    if fraction == 0:
+        return [[] for _ in files]
+    pool = [(number, one) for number, file in enumerate(files) for one in read_dialogues(Path(file))]
     wanted = round(made * fraction / (1 - fraction))
-    return random.Random(seed).sample(pool, min(wanted, len(pool)))
+    drawn = random.Random(seed).sample(pool, min(wanted, len(pool)))
+    return [[one for number, one in drawn if number == place] for place in range(len(files))]

@@ -1,68 +1,89 @@
-"""Several files of dialogues as one training set, each with a weight."""
+"""Several files of dialogues as one training set, each with a weight or a number of dialogues."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llama2_chat.dialogue import Dialogue
 from llama2_chat.errors import UserInputError
 from llama2_chat.jsonl import read_dialogues
+from llama2_chat.sft.config import MOST_REPEATS
 
 
 @dataclass(frozen=True, slots=True)
 class MixedFile:
-    """What one file gave: its dialogues, how often each is meant to occur, and how many rows that made."""
+    """What one file gave: how many dialogues it holds, the weight or number asked for, and those that are used."""
 
     file: str
     dialogues: int
-    weight: float
-    used: int
-    share: float
+    weight: float | None
+    """How often each dialogue is meant to occur; None where a number was asked for."""
+    count: int | None
+    """The number asked for; None where a weight decides."""
+    used: list[Dialogue]
+    """In the file's order; one that occurs twice stands there twice."""
 
-    def to_row(self) -> dict[str, Any]:
-        """As metrics; the file by its name alone, since its folder differs between machines."""
-        return {**asdict(self), "file": Path(self.file).name}
+    def to_row(self, all_used: int) -> dict[str, Any]:
+        """As metrics, with the share among `all_used` dialogues; the file by its name alone."""
+        return {
+            "file": Path(self.file).name,
+            "dialogues": self.dialogues,
+            "weight": self.weight,
+            "count": self.count,
+            "used": len(self.used),
+            "share": len(self.used) / all_used,
+        }
 
 
 def mix(
-    files: Sequence[str], weights: Sequence[float] | None, seed: int
-) -> tuple[list[Dialogue], list[MixedFile]]:
-    """The files' dialogues, file after file, each as often as its weight says, and the mix that resulted.
+    files: Sequence[str],
+    *,
+    weights: Sequence[float] | None,
+    counts: Sequence[int | None] | None,
+    seed: int,
+) -> list[MixedFile]:
+    """Each file's dialogues, as often as its weight or number says.
 
-    A dialogue occurs as many times as the whole part of the weight says; the rest of the weight is the share of the
-    file, drawn without replacement, that occurs once more. Order within a file is kept.
+    A number is drawn without replacement. Where it is more than the file holds, every dialogue occurs as many
+    times as whole passes fit into it, and a random rest of them once more. A weight stands for the number of the
+    file's dialogues times the weight, rounded.
 
     Args:
         weights: One for each file; None takes every dialogue once.
+        counts: One for each file, in place of weights; None for a file takes every dialogue once.
 
     Raises:
-        UserInputError: the weights leave no dialogue.
+        UserInputError: no dialogue is left, or a number is more than `MOST_REPEATS` passes over its file.
     """
-    drawn: list[list[Dialogue]] = []
-    found: list[int] = []
-    weights = [1.0] * len(files) if weights is None else weights
-    for number, (file, weight) in enumerate(zip(files, weights, strict=True)):
-        dialogues = list(read_dialogues(Path(file)))
-        places = repeated(len(dialogues), weight, random.Random(f"{seed} {number}"))
-        drawn.append([dialogues[place] for place in places])
-        found.append(len(dialogues))
-    chosen = list(chain.from_iterable(drawn))
-    if not chosen:
-        raise UserInputError(f"weights: {list(weights)} leave none of the {sum(found)} dialogues")
-    parts = [
-        MixedFile(file, count, weight, len(used), len(used) / len(chosen))
-        for file, count, weight, used in zip(files, found, weights, drawn, strict=True)
-    ]
-    return chosen, parts
+    parts = []
+    for number, file in enumerate(files):
+        found = list(read_dialogues(Path(file)))
+        count = None if counts is None else counts[number]
+        weight = None
+        if count is None:
+            weight = 1.0 if weights is None else weights[number]
+            wanted = round(len(found) * weight)
+        else:
+            wanted = count
+        if wanted > MOST_REPEATS * len(found):
+            raise UserInputError(
+                f"counts: {wanted} of the {len(found)} dialogues in {file}; at most {MOST_REPEATS} times as many as "
+                "there are can be taken"
+            )
+        places = drawn(len(found), wanted, random.Random(f"{seed} {number}"))
+        parts.append(MixedFile(file, len(found), weight, count, [found[place] for place in places]))
+    if not any(part.used for part in parts):
+        asked = f"weights: {weights}" if counts is None else f"counts: {counts}"
+        raise UserInputError(f"{asked} leave none of the {sum(part.dialogues for part in parts)} dialogues")
+    return parts
 
 
-def repeated(count: int, weight: float, rng: random.Random) -> list[int]:
-    """Indices below `count`, each floor(weight) or one more times, round(count · weight) in all, in order."""
-    whole = int(weight)
-    extra = set(rng.sample(range(count), round(count * weight) - count * whole))
-    return [index for index in range(count) for _ in range(whole + (index in extra))]
+def drawn(found: int, wanted: int, rng: random.Random) -> list[int]:
+    """`wanted` indices below `found`, in order, each floor(wanted / found) or one more times."""
+    whole, rest = divmod(wanted, found)
+    extra = set(rng.sample(range(found), rest))
+    return [index for index in range(found) for _ in range(whole + (index in extra))]

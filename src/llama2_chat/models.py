@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from llama2_chat.distributed import is_main_process, local_number, process_count, wait_for_everyone
 from llama2_chat.errors import MissingFileError, UserInputError
-from llama2_chat.files import atomic_path, write_text
+from llama2_chat.files import atomic_path, read_json, write_text
 from llama2_chat.packed_attention import use_packed_attention
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.tokenizers import ChatTokenizer
@@ -63,6 +63,9 @@ def load_policy(path: str | Path, settings: RunSettings, *, gguf_file: str | Non
 
     Weights are float32 on disk and in training (bfloat16 runs train under autocast with float32
     master weights); callers that only sample may convert.
+
+    Raises:
+        UserInputError: the folder holds no safetensors, or a weight is NaN or infinite.
     """
     _check_folder(path)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -76,6 +79,7 @@ def load_policy(path: str | Path, settings: RunSettings, *, gguf_file: str | Non
     if gguf_file is not None:
         model = _without_quantization(model)
         model.name_or_path = str(path)  # a GGUF file's own name leads nowhere
+    _refuse_non_finite(model, path, gguf_file)
     return _ready(model, settings)
 
 
@@ -97,6 +101,7 @@ def load_reward_model(path: str | Path, settings: RunSettings) -> PreTrainedMode
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
         str(path), dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
     )
+    _refuse_non_finite(model, path)
     return _ready(model, settings)
 
 
@@ -171,6 +176,27 @@ def _check_folder(path: str | Path) -> None:
             raise UserInputError(f"{path}: no *.safetensors in this folder (pickled weights are not loaded)")
     elif looks_local:
         raise MissingFileError(f"{path}: no such model folder")
+
+
+def _refuse_non_finite(model: PreTrainedModel, path: str | Path, gguf_file: str | None = None) -> None:
+    """One NaN among the weights makes every loss NaN, and no later message would say where it came from."""
+    for name, weight in model.named_parameters():
+        # Both ends of the range are NaN if any element is; unlike isfinite this needs no second tensor.
+        if weight.numel() and not all(end.isfinite() for end in torch.aminmax(weight.detach())):
+            raise UserInputError(
+                f"{_file_of(name, path, gguf_file)}: the tensor {name} holds a value that is not finite (NaN or "
+                "infinite), so nothing can be trained from or sampled with it; copy or make the model again"
+            )
+
+
+def _file_of(tensor: str, path: str | Path, gguf_file: str | None) -> Path:
+    """The file of a model folder that holds a tensor; the folder (or hub id) itself where that is not known."""
+    folder = Path(path)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return folder / str(read_json(index)["weight_map"].get(tensor, ""))
+    single = folder / (gguf_file or "model.safetensors")
+    return single if single.is_file() else folder
 
 
 def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:

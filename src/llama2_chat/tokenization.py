@@ -29,6 +29,16 @@ class LengthReport:
     shortened: int = 0
     dropped: int = 0
 
+    @property
+    def total(self) -> int:
+        """All dialogues counted."""
+        return self.kept + self.shortened + self.dropped
+
+    def __add__(self, other: LengthReport) -> LengthReport:
+        return LengthReport(
+            self.kept + other.kept, self.shortened + other.shortened, self.dropped + other.dropped
+        )
+
     def to_row(self) -> dict[str, int]:
         """As metrics."""
         return asdict(self)

@@ -222,3 +222,70 @@ def test_relative_paths_start_from_the_file(
     ended = cli("fake-policy", "../here/stage.yaml", "--output-dir", "alone")
     assert ended.code == 0, ended.err
     assert (workspace / "elsewhere/alone/model/weights.txt").exists()
+
+
+@pytest.fixture
+def with_data(workspace: Path) -> Path:
+    """A stage's configuration that names its data as a recipe does: a file, generated rows, one entry not used."""
+    mapping = {
+        "base_model": "base_model",
+        "model": "base",
+        "dialogues": ["mine", "made", "talks.jsonl"],
+        "data": {
+            "mine": {"path": "talks.jsonl"},
+            "made": {"testbed": "demonstrations", "rows": 20},
+            "unused": {"testbed": "prompts", "rows": 5},
+        },
+    }
+    (workspace / "stage.yaml").write_text(yaml.safe_dump(mapping))
+    return workspace / "stage.yaml"
+
+
+def test_a_stage_alone_prepares_the_data_that_it_names(workspace: Path, cli: Any, with_data: Path) -> None:
+    """Into its own folder, where its resolved configuration finds it; a second call finds nothing to do."""
+    ended = cli("fake-policy", with_data, "--output-dir", "alone")
+    assert ended.code == 0, ended.err
+    assert sorted(file.name for file in (workspace / "alone/data").iterdir()) == ["made.json", "made.jsonl"]
+    assert len((workspace / "alone/data/made.jsonl").read_text().splitlines()) == 20
+    kept = yaml.safe_load((workspace / "alone/config.yaml").read_text())
+    assert kept["dialogues"] == ["../talks.jsonl", "data/made.jsonl", "../talks.jsonl"]
+    assert "data" not in kept
+    assert "done already" in cli("fake-policy", with_data, "--output-dir", "alone").out
+    again = cli("fake-policy", with_data, "data.made.rows=21", "--output-dir", "alone")
+    assert again.code == 0
+    assert "done already" not in again.out
+    assert len((workspace / "alone/data/made.jsonl").read_text().splitlines()) == 21
+
+
+def test_a_configuration_with_data_runs_in_its_own_folder(workspace: Path, cli: Any, with_data: Path) -> None:
+    """The same file as DIR/config.yaml gives the same weights as from elsewhere."""
+    assert cli("fake-policy", with_data, "--output-dir", "alone").code == 0
+    mapping = yaml.safe_load(with_data.read_text())
+    mapping["base_model"] = str(workspace / "base_model")
+    mapping["data"]["mine"]["path"] = mapping["dialogues"][2] = str(workspace / "talks.jsonl")
+    (workspace / "here").mkdir()
+    (workspace / "here/config.yaml").write_text(yaml.safe_dump(mapping))
+    ended = cli("fake-policy", "here/config.yaml", "--output-dir", "here")
+    assert ended.code == 0, ended.err
+    here, alone = (workspace / folder / "model/weights.txt" for folder in ("here", "alone"))
+    assert here.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("dialogues=[mad]", 'mad (did you mean "made"?)'),
+        ("data.made.rows=0", "data.made.rows: "),
+        ("data.mine.path=gone.jsonl", "data.mine.path: no such file: "),
+        ("data.made=3", "data.made: a path or a mapping is wanted"),
+        ("data=3", "data: a mapping of names to entries is wanted"),
+        ("dat={}", 'dat: unknown key (did you mean "data"?)'),
+    ],
+)
+def test_mistakes_in_a_stages_data(
+    workspace: Path, cli: Any, with_data: Path, override: str, part: str
+) -> None:
+    ended = cli("fake-policy", with_data, override, "--output-dir", "alone")
+    assert ended.code == 2
+    assert part in ended.err
+    assert not (workspace / "alone").exists()

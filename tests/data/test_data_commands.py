@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 
 from llama2_chat.cli.main import run_command
 from llama2_chat.data_check import check_file
-from llama2_chat.jsonl import read_prompts, write_rows
+from llama2_chat.jsonl import read_dialogues, read_prompts, write_rows
 
 USER = {"role": "user", "content": "Once"}
 ANSWER = {"role": "assistant", "content": "upon"}
@@ -201,6 +204,45 @@ def test_show_in_colour(
     green = [part.split("\x1b[0m")[0] for part in output.split("\x1b[32m")[1:]]
     assert green == [" upon </s>", " upon </s>"]
     assert "⟦" not in output
+
+
+def test_show_masks_real_dialogues(
+    data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """HH-RLHF as `--json` and in words: what the mask selects, decoded by the bare tokenizer, is the answers."""
+    from tokenizers import Tokenizer
+
+    folder = data_folder / "stories260K"
+    source, file = data_folder / "hh-rlhf" / "helpful-base.jsonl.gz", tmp_path / "helpful.jsonl"
+    assert run(capsys, "import", "hh-rlhf", source, file, "--kind", "dialogues")[0] == 0
+    decode = Tokenizer.from_file(str(folder / "tokenizer.json")).decode
+    arguments = ("show", file, "--tokenizer", folder, "--limit", 25)
+    code, output, _ = run(capsys, *arguments, "--json")
+    assert code == 0
+    found = shown(output)
+    dialogues = list(islice(read_dialogues(file), 25))
+    assert len(found) == len(dialogues) == 25
+    turns = 0
+    for (ids, mask), dialogue in zip(found, dialogues, strict=True):
+        tokens = zip(ids, mask, strict=True)
+        runs = [(trained, [token for token, _ in run]) for trained, run in groupby(tokens, itemgetter(1))]
+        assert [trained for trained, _ in runs] == [0, 1] * (len(dialogue.messages) // 2)
+        for (trained, run_ids), message in zip(runs, dialogue.messages, strict=True):
+            text = message.content if trained else f"[INST] {message.content} [/INST]"
+            assert decode(run_ids).strip() == text
+            assert run_ids[-1] == 2 if trained else run_ids[0] == 1
+            assert (run_ids.count(1), run_ids.count(2)) == ((0, 1) if trained else (1, 0))
+            turns += trained
+    assert turns > 50
+    _, words, _ = run(capsys, *arguments)
+    heads = [
+        line for line in words.splitlines() if re.fullmatch(r"dialogue \d+: \d+ tokens, \d+ trained", line)
+    ]
+    assert heads == [
+        f"dialogue {number}: {len(ids)} tokens, {sum(mask)} trained"
+        for number, (ids, mask) in enumerate(found, 1)
+    ]
+    assert words.count("⟦") == words.count("⟧") == turns
 
 
 def test_show_needs_a_template_for_the_tokenizers_format(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from llama2_chat.cli.main import app
+from llama2_chat.cli.main import app, run_command
 from llama2_chat.pipeline.recipe import load_recipe, packaged_recipes
+from llama2_chat.pipeline.stage_config import load_stage_config
+from llama2_chat.pipeline.yaml_files import read_mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -32,6 +35,63 @@ def test_the_example_recipe_is_valid(tmp_path: Path) -> None:
     recipe = load_recipe(str(file))
     assert list(recipe.stages) == ["sft", "helpfulness_rm", "rejection_sampling"]
     assert yaml.safe_load(example)["name"] == recipe.head.name == "example"
+
+
+SFT_EXAMPLE = "counts: [100, 60] "
+
+
+def test_the_example_of_several_data_sets_runs(tmp_path: Path) -> None:
+    """sft/README.md: what its comments say of the mix is what comes out, with counts and with weights."""
+    (example,) = blocks(ROOT / "sft" / "README.md", "yaml")
+    assert SFT_EXAMPLE in example
+    (tmp_path / "base").symlink_to(ROOT / "recipes" / "tiny" / "base")
+    (tmp_path / "counts.yaml").write_text(example)
+    by_weight = example.replace(SFT_EXAMPLE, "# counts ").replace("# weights: [", "weights: [")
+    (tmp_path / "weights.yaml").write_text(by_weight)
+    found = {}
+    for name in ("counts", "weights"):
+        arguments = ["sft", str(tmp_path / f"{name}.yaml"), "training.max_steps=1"]
+        assert run_command([*arguments, "--output-dir", str(tmp_path / name)]) == 0
+        found[name] = json.loads((tmp_path / name / "done.json").read_text())["metrics"]
+    used = {name: [row["used"] for row in metrics["mix"]] for name, metrics in found.items()}
+    assert used == {"counts": [100, 60], "weights": [60, 80]}
+    assert [row["safety"] for row in found["counts"]["mix"]] == [0, 60]
+    assert [row["file"] for row in found["counts"]["mix"]] == ["helpful.jsonl", "safety.jsonl"]
+    text = (ROOT / "sft" / "README.md").read_text(encoding="utf-8")
+    assert [key for key in found["counts"]["mix"][0] if f"`{key}`" not in text] == ["file"]
+    assert {"before", "after", "files", "lengths"} <= set(found["counts"]["held_out"])
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "stories260k"])
+def test_single_stage_configurations_are_valid(
+    name: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """recipes/*/sft.yaml: loaded as the command loads them, with rows for training and rows held out apart."""
+    monkeypatch.setenv("LLAMA2_CHAT_DATA", str(data_folder))
+    monkeypatch.setenv("LLAMA2_CHAT_MODELS", str(tmp_path))
+    (tmp_path / "smollm2-135m").mkdir()
+    (tmp_path / "smollm2-135m" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+    file = ROOT / "recipes" / name / "sft.yaml"
+    config, settings = load_stage_config(file, "sft", made_data=tmp_path / "data")
+    assert config.dialogues == [str(tmp_path / "data" / "demonstrations.jsonl")]  # type: ignore[attr-defined]
+    assert config.held_out == [str(tmp_path / "data" / "held_out_dialogues.jsonl")]  # type: ignore[attr-defined]
+    assert Path(settings.base_model.path).is_dir()
+    data = read_mapping(file)["data"]
+    assert data["demonstrations"]["limit"] <= data["held_out_dialogues"]["offset"]
+
+
+def test_clean_sft_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """recipes/tiny/clean_sft.yaml: its plan has the two policies and the judge, and the two differ in data alone."""
+    file = ROOT / "recipes" / "tiny" / "clean_sft.yaml"
+    assert run_command(["run", str(file), "--dry-run", "--output-dir", str(tmp_path / "out")]) == 0
+    plan = capsys.readouterr().out
+    assert all(f"{stage} " in plan for stage in ("noisy", "clean", "helpfulness_rm"))
+    recipe = load_recipe(str(file))
+    noisy, clean = (recipe.stages[name].model_dump() for name in ("noisy", "clean"))
+    assert {key for key in noisy if noisy[key] != clean[key]} == {"dialogues"}
+    many, few = recipe.data["many_noisy"], recipe.data["few_clean"]
+    assert few.rows * 6 == many.rows  # type: ignore[union-attr]
+    assert not (tmp_path / "out").exists()
 
 
 def test_python_examples_compile() -> None:

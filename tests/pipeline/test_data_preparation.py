@@ -135,3 +135,19 @@ def test_mistakes_in_entries(workspace: Path, entry: dict[str, Any], parts: list
 def test_every_generator_has_options_that_can_be_checked(name: str) -> None:
     options = options_class(name)()
     assert list(GENERATORS[name](rows=2, seed=0, **options.model_dump()))
+
+
+def test_an_import_says_what_it_dropped(workspace: Path, cli: Any, hh_rlhf: Path) -> None:
+    """A recipe's `import:` entry drops rows with empty answers, counts them, and says so once, on the terminal too."""
+    rows = [pair(number) for number in range(4)]
+    rows[1]["chosen"] = rows[1]["chosen"].removesuffix(" Good 1.")
+    hh_rlhf.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    with_talks(workspace, {"import": "hh-rlhf", "path": hh_rlhf.name, "kind": "dialogues"})
+    first, again = (cli("run", "recipe.yaml", "--until", "first") for _ in range(2))
+    assert (first.code, again.code) == (0, 0)
+    line = f"{hh_rlhf}: 4 rows read, 3 imported as helpfulness data, 1 dropped (an empty last answer: 1)"
+    assert [text for text in first.err.splitlines() if "dropped" in text] == [line]
+    assert "dropped" not in again.err
+    rows, record = made(workspace)
+    assert [row["messages"][0]["content"] for row in rows] == ["Question 0?", "Question 2?", "Question 3?"]
+    assert record["report"]["dropped"] == {"an empty last answer": 1}

@@ -123,7 +123,20 @@ def metrics_of(name: str) -> dict[str, Any]:
         }
     if name == "ppo":
         return {"prompts": 77, "dropped_prompts": 5, "iterations": 60}
-    return {"steps": 40, "loss_last": 0.3613}
+    made = {"steps": 40, "loss_last": 0.3613}
+    if name != "sft":
+        return made
+    files = [("help.jsonl", 300, 5, 2, 0), ("safe.jsonl", 31, 0, 0, 3)]
+    mix = [
+        {
+            "file": file,
+            "lengths": {"kept": kept, "shortened": cut, "dropped": lost},
+            "untrained": mute,
+            "used": 310,
+        }
+        for file, kept, cut, lost, mute in files
+    ]
+    return {"mix": mix, "lengths": {"kept": 331, "shortened": 5, "dropped": 2}, **made}
 
 
 def series_of(name: str) -> list[dict[str, Any]]:

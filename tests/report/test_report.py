@@ -76,6 +76,9 @@ def test_reward_models(whole: Page) -> None:
 
 def test_what_was_dropped(whole: Page) -> None:
     assert ["demonstrations", "data entry", "41", "9 odd turns"] in whole.rows
+    assert ["sft", "of help.jsonl", "300", "5 shortened, 2 dropped"] in whole.rows
+    assert ["", "of safe.jsonl", "31", "3 untrained"] in whole.rows
+    assert ["", "dialogues", "331", "5 shortened, 2 dropped"] in whole.rows
     assert ["helpfulness_rm", "pairs", "4,321", "17 unrated, 23 too long"] in whole.rows
     assert ["v1", "prompts", "290", "10 prompts without complete answer"] in whole.rows
     assert ["", "samples", "2,111", "13 cut off"] in whole.rows

@@ -159,8 +159,10 @@ def test_metrics_count_what_the_files_hold(ghost) -> None:
     assert {row["source"] for row in made} == {"ghost_attention:handmade"}
 
 
-def test_a_dialogue_longer_than_a_sequence_is_left_out(ghost, ghost_config, settings, stage_at) -> None:
-    """Shortened, it would lose its first turn: the instruction."""
+def test_a_dialogue_longer_than_a_sequence_is_left_out(
+    ghost, ghost_config, settings, stage_at, capfd
+) -> None:
+    """Shortened, it would lose its first turn: the instruction. SFT dialogues are shortened, and that is said."""
     directory = stage_at("ghost-short-sequences")
     shutil.copy(ghost[0].samples, directory.samples)
     training = {"batch_size": 8, "epochs": 1, "sequence_length": 64, "max_steps": 1}
@@ -168,6 +170,14 @@ def test_a_dialogue_longer_than_a_sequence_is_left_out(ghost, ghost_config, sett
     longer = metrics["selection"]["status"]["over_sequence_length"]
     assert longer > ghost[1]["selection"]["status"].get("over_sequence_length", 0)
     assert metrics["lengths"] == {"kept": metrics["selection"]["kept"], "shortened": 0, "dropped": 0}
+    (mixed_in,) = metrics["sft_mix"]
+    lengths = mixed_in["lengths"]
+    assert (mixed_in["file"], lengths) == ("demonstrations.jsonl", metrics["sft_lengths"])
+    said = [line for line in capfd.readouterr().err.splitlines() if " dialogues " in line]
+    assert [line.split(" dialogues ")[0] for line in said] == [
+        f"ghost-short-sequences: demonstrations.jsonl: of {sum(lengths.values())}"
+    ]
+    assert lengths["shortened"] + lengths["dropped"] > 0
 
 
 def test_original_history_samples_the_last_answer_only(ghost_config, settings, stage_at) -> None:

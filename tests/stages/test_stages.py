@@ -16,7 +16,9 @@ from llama2_chat.evaluation.run import PolicyEvaluator, run_evaluation
 from llama2_chat.files import sha256_of
 from llama2_chat.jsonl import read_dialogues, read_samples, write_rows
 from llama2_chat.rejection_sampling import build, sample
+from llama2_chat.reward.config import RewardConfig
 from llama2_chat.reward.scoring import RewardModel
+from llama2_chat.reward.train import run_stage as run_reward
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.train import run_stage as run_sft
 from llama2_chat.testbed.generators import GENERATORS
@@ -42,6 +44,41 @@ def test_sft_lowers_the_loss_on_held_out_dialogues(sft) -> None:
     assert sum(sft[1]["held_out"]["lengths"].values()) == 60
     (part,) = sft[1]["mix"]
     assert (part["file"], part["used"], part["share"]) == ("demonstrations.jsonl", 300, 1.0)
+
+
+def test_sft_counts_each_file_of_its_mix_and_of_what_it_holds_out(world, settings, stage_at, capfd) -> None:
+    """The rows of the files add up to the totals; safety demonstrations are those that the files tag."""
+    safe, helpful = world / "safe.jsonl", world / "helpful.jsonl"
+    split = {True: safe, False: helpful}
+    dialogues = list(read_dialogues(world / "demonstrations.jsonl"))
+    for tag, file in split.items():
+        write_rows(file, [dialogue.to_row() for dialogue in dialogues if dialogue.is_safety == tag])
+    tagged = sum(dialogue.is_safety for dialogue in dialogues)
+    assert 10 < tagged < 200
+    config = SftConfig(
+        model=str(world / "base"),
+        dialogues=[str(helpful), str(safe)],
+        counts=[60, 2 * tagged + 3],
+        held_out=[str(world / "held_out_demonstrations.jsonl"), str(helpful)],
+        training={"batch_size": 8, "epochs": 1, "sequence_length": 40, "max_steps": 1},
+    )
+    directory = stage_at("sft-mixed")
+    metrics = run_sft(config, settings, directory)
+    mix, held_out = metrics["mix"], metrics["held_out"]
+    assert [(row["file"], row["used"], row["safety"]) for row in mix] == [
+        ("helpful.jsonl", 60, 0),
+        ("safe.jsonl", 2 * tagged + 3, 2 * tagged + 3),
+    ]
+    assert sum(row["trained_tokens"] for row in mix) == metrics["trained_tokens"]
+    assert sum(row["trained_tokens"] for row in held_out["files"]) == held_out["before"]["trained_tokens"]
+    for rows, total in ((mix, metrics["lengths"]), (held_out["files"], held_out["lengths"])):
+        assert {key: sum(row["lengths"][key] for row in rows) for key in total} == total
+        assert total["shortened"] + total["dropped"] > 0
+    said = capfd.readouterr().err.splitlines()
+    for row in (*mix, *held_out["files"]):
+        start = f"sft-mixed: {row['file']}: of {sum(row['lengths'].values())} dialogues "
+        assert [line for line in said if line.startswith(start)], start
+    assert [sum(row["lengths"].values()) for row in mix] == [row["used"] for row in mix]
 
 
 def test_the_chat_template_renders_the_llama2_format(sft) -> None:
@@ -82,6 +119,32 @@ def test_reward_stage_beats_its_controls_and_reports_what_is_attainable(rewards)
     model = AutoModelForSequenceClassification.from_pretrained(directory.model)
     assert model.config.num_labels == 1
     assert model.config.pad_token_id != model.config.eos_token_id
+
+
+def test_reward_stage_says_which_pairs_it_cannot_take_whole(world, sft, settings, stage_at, capfd) -> None:
+    """At 24 tokens: what is said of each file, trained on or held out, against the counts in the metrics."""
+    config = RewardConfig(
+        model=str(sft[0].model),
+        preferences=[str(world / "helpful_pairs.jsonl"), str(world / "safety_pairs.jsonl")],
+        held_out=[str(world / "held_out.jsonl")],
+        domain="helpfulness",
+        training={"batch_size": 16, "epochs": 1, "sequence_length": 24, "max_steps": 1},
+    )
+    metrics = run_reward(config, settings, stage_at("short-rm"))
+    files = [*metrics["pairs_by_file"], *metrics["held_out_pairs_by_file"]]
+    assert [row["file"] for row in files] == ["helpful_pairs.jsonl", "safety_pairs.jsonl", "held_out.jsonl"]
+    assert [row["kept"] + sum(row["dropped"].values()) for row in files] == [300, 300, 200]
+    assert metrics["pairs"]["kept"] == files[0]["kept"] + files[1]["kept"] > 0
+    assert metrics["held_out_pairs"].items() <= files[2].items()
+    said = [line for line in capfd.readouterr().err.splitlines() if " pairs " in line]
+    # The held-out pairs are measured at the model's own length, which all of them fit.
+    assert len(said) == 2
+    for line, row in zip(said, files[:2], strict=True):
+        assert line.startswith(f"short-rm: {row['file']}: of 300 pairs ")
+        cut, dropped = row["shortened"], row["dropped"]["longer than 24 tokens"]
+        assert (f"{cut} shortened: oldest turns left out to fit into 24 tokens" in line) == (cut > 0)
+        assert line.endswith(f"{dropped} dropped: longer than 24 tokens")
+    assert files[0]["shortened"] > 0
 
 
 def test_scorer_gates_and_does_not_depend_on_company(rewards) -> None:

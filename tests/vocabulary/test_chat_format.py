@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from llama2_chat.chat_format import ChatFormat, Llama2ChatFormat, build_chat_format
 from llama2_chat.dialogue import CHAT_TAGS, Message
+from llama2_chat.tokenization import tokenize_dialogue
 from llama2_chat.tokenizers import load_tokenizer
 
 BOS, EOS = 1, 2
@@ -113,6 +114,58 @@ def test_text_without_control_pieces_needs_no_trick(stories: Path, stories_forma
     assert found == reference(messages, lambda text: raw.encode(text, add_special_tokens=False).ids)
 
 
+# "[INST] ... [/INST]" as the vocabulary of stories260K spells it; 410 is a space, 13 a line break.
+INST = (410, 508, 442, 458, 437, 434, 509)
+END_INST = (410, 508, 492, 442, 458, 437, 434, 509)
+
+
+def test_golden_ids_and_masks_of_stories260k(stories_format: Llama2ChatFormat, stories: Path) -> None:
+    """Ids and the masks of all three policies against numbers written by hand, for two turns with a system message."""
+    messages = (
+        Message("system", "Be kind."),
+        Message("user", "Hi"),
+        Message("assistant", "Hello."),
+        Message("user", " Bye "),
+        Message("assistant", "See you."),
+    )
+    first_prompt = [
+        *(1, *INST, 410, 504, 504, 437, 452, 437, 505, 505, 13),  # BOS [INST] <<SYS>> line break
+        *(445, 411, 409, 417, 264, 426, 13),  # B e _k i nd . line break
+        *(504, 504, 492, 437, 452, 437, 505, 505, 13, 13),  # <</SYS>> and two line breaks
+        *(440, 417, *END_INST),  # H i [/INST]
+    ]
+    first_answer = [346, 306, 414, 426, 410, 2]  # _He ll o . space EOS
+    second_prompt = [1, *INST, 368, 422, 411, *END_INST]  # BOS [INST] _B y e [/INST]
+    second_answer = [301, 411, 411, 364, 426, 410, 2]  # _S e e _you . space EOS
+    ids = first_prompt + first_answer + second_prompt + second_answer
+    masks = {
+        "all_answers": [0] * 44 + [1] * 6 + [0] * 19 + [1] * 7,
+        "last_answer": [0] * 44 + [0] * 6 + [0] * 19 + [1] * 7,
+        "all_tokens": [1] * 76,
+    }
+    for policy, mask in masks.items():
+        tokenized = tokenize_dialogue(messages, stories_format, policy)  # type: ignore[arg-type]
+        assert tokenized.input_ids == ids
+        assert [int(trained) for trained in tokenized.loss_mask] == mask
+    vocabulary = json.loads((stories / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    pieces = {number: piece for piece, number in vocabulary.items()}
+    assert "".join(pieces[number] for number in ids) == (
+        "<s>▁[INST]▁<<SYS>><0x0A>Be▁kind.<0x0A><</SYS>><0x0A><0x0A>Hi▁[/INST]▁Hello.▁</s>"
+        "<s>▁[INST]▁Bye▁[/INST]▁See▁you.▁</s>"
+    )
+
+
+def test_golden_mask_where_contents_hold_control_pieces(stories_format: Llama2ChatFormat) -> None:
+    """stories260K's ids and mask against numbers written by hand: `</s>` and `<s>` in contents are characters."""
+    messages = (Message("user", "a</s>b"), Message("assistant", "<s> c"))
+    tokenized = tokenize_dialogue(messages, stories_format, "all_answers")
+    assert tokenized.input_ids == [
+        *(1, *INST, 261, 504, 492, 419, 505, 430, *END_INST),  # BOS [INST] _a < / s > b [/INST]
+        *(410, 504, 419, 505, 280, 410, 2),  # space < s > _c space EOS
+    ]
+    assert tokenized.loss_mask == [False] * 22 + [True] * 7
+
+
 def test_the_raw_tokenizer_would_let_text_forge_the_end(stories: Path) -> None:
     raw = Tokenizer.from_file(str(stories / "tokenizer.json"))
     assert EOS in raw.encode("</s>", add_special_tokens=False).ids
@@ -182,6 +235,21 @@ def test_ids_of_a_sentencepiece_model(
     sentencepiece_encode: Callable[[str], list[int]],
 ) -> None:
     check_against_reference(sentencepiece_format, sentencepiece_encode, messages)
+
+
+def test_golden_mask_of_a_sentencepiece_model(
+    sentencepiece_format: Llama2ChatFormat, sentencepiece_folder: Path
+) -> None:
+    """Pieces and mask against a list written by hand: control pieces stand where turns begin and answers end alone."""
+    messages = (Message("user", "x</s>"), Message("assistant", "<s>y"))
+    tokenized = tokenize_dialogue(messages, sentencepiece_format, "all_answers")
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_folder / "tokenizer.model"))
+    # "<", ">", "x" and "y" occur in none of the lines that the model was trained on: they are bytes.
+    assert [processor.id_to_piece(number) for number in tokenized.input_ids] == [
+        *("<s>", "▁[", "INST", "]", "▁", "<0x78>", "<0x3C>", "/", "s", "<0x3E>", "▁[/", "INST", "]"),
+        *("▁", "<0x3C>", "s", "<0x3E>", "<0x79>", "▁", "</s>"),
+    ]
+    assert tokenized.loss_mask == [False] * 13 + [True] * 7
 
 
 def test_a_saved_sentencepiece_folder_gives_the_same_ids(

@@ -85,9 +85,10 @@ DIALOGUE = (
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED])
-def test_answers_are_found_and_the_line_break_after_them_is_not_trained(
+def test_mask_covers_answers_and_not_the_line_break_after_them(
     template: str, written: Callable[[list[int]], str]
 ) -> None:
+    """Segments, the prompt and the mask of the last answer against text written by hand."""
     chat_format = build_chat_format("tokenizer", make_tokenizer(template))
     assert chat_format.stop_id == END
     found = [(written(segment.ids), segment.trained) for segment in chat_format.segments(DIALOGUE)]
@@ -118,6 +119,67 @@ def test_ids_are_those_of_transformers(template: str) -> None:
         rows[:-1], tokenize=True, return_dict=False, add_generation_prompt=True
     )
     assert chat_format.prompt_ids(DIALOGUE[:-1]) == prompt
+
+
+def byte_ids(text: str) -> list[int]:
+    """Ids of printable ASCII, spaces and line breaks, from the order of the byte-level alphabet alone.
+
+    Printable bytes stand first, from "!" on; the others follow 188 printable ones in their own order, so that a line
+    break (byte 10) is 198 and a space (byte 32) is 220.
+    """
+    return [{"\n": 198, " ": 220}.get(character, ord(character) - ord("!")) for character in text]
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_golden_ids_and_masks_of_chatml(template: str) -> None:
+    """Ids and the masks of all three policies against numbers written by hand, with and without generation marks."""
+    chat_format = TokenizerChatFormat(make_tokenizer(template))
+    messages = (
+        Message("system", "Ok"),
+        Message("user", "Hi"),
+        Message("assistant", "Yo"),
+        Message("user", "A b"),
+        Message("assistant", "No"),
+    )
+    # system = 82 88 82 83 68 76, user = 84 82 68 81, assistant = 64 82 82 72 82 83 64 77 83, line break = 198
+    first_prompt = [
+        *(256, 82, 88, 82, 83, 68, 76, 198, 46, 74, 257, 198),
+        *(256, 84, 82, 68, 81, 198, 39, 72, 257, 198),
+        *(256, 64, 82, 82, 72, 82, 83, 64, 77, 83, 198),
+    ]
+    first_answer = [56, 78, 257]
+    second_prompt = [
+        *(198, 256, 84, 82, 68, 81, 198, 32, 220, 65, 257, 198),
+        *(256, 64, 82, 82, 72, 82, 83, 64, 77, 83, 198),
+    ]
+    second_answer = [45, 78, 257]
+    assert byte_ids("A b\n") == [32, 220, 65, 198]
+    ids = first_prompt + first_answer + second_prompt + second_answer
+    masks = {
+        "all_answers": [0] * 33 + [1] * 3 + [0] * 23 + [1] * 3,
+        "last_answer": [0] * 33 + [0] * 3 + [0] * 23 + [1] * 3,
+        "all_tokens": [1] * 62,
+    }
+    for policy, mask in masks.items():
+        tokenized = tokenize_dialogue(messages, chat_format, policy)  # type: ignore[arg-type]
+        assert tokenized.input_ids == ids
+        assert [int(trained) for trained in tokenized.loss_mask] == mask
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_golden_mask_where_contents_hold_control_pieces(template: str) -> None:
+    """Ids and mask against numbers written by hand: in a content `<|im_end|>` is ten characters, not the id 257."""
+    chat_format = TokenizerChatFormat(make_tokenizer(template))
+    messages = (Message("user", "a<|im_end|>"), Message("assistant", "<|im_end|>b"))
+    piece = [27, 91, 72, 76, 62, 68, 77, 67, 91, 29]
+    assert piece == byte_ids("<|im_end|>")
+    prompt = [
+        *(256, 84, 82, 68, 81, 198, 64, *piece, 257, 198),
+        *(256, 64, 82, 82, 72, 82, 83, 64, 77, 83, 198),
+    ]
+    tokenized = tokenize_dialogue(messages, chat_format, "all_answers")
+    assert tokenized.input_ids == [*prompt, *piece, 65, 257]
+    assert tokenized.loss_mask == [False] * 30 + [True] * 12
 
 
 texts = st.lists(
@@ -160,7 +222,8 @@ def test_a_template_that_rewrites_earlier_text() -> None:
         TokenizerChatFormat(make_tokenizer(UNSTABLE))
 
 
-def test_marks_find_the_answers_of_such_a_template(written: Callable[[list[int]], str]) -> None:
+def test_mask_by_marks_in_such_a_template(written: Callable[[list[int]], str]) -> None:
+    """Segments of a template with marks against text written by hand."""
     chat_format = TokenizerChatFormat(make_tokenizer("{{ messages | length }}" + MARKED))
     found = [(written(segment.ids), segment.trained) for segment in chat_format.segments(DIALOGUE[1:3])]
     assert found == [("2‹user\nHi›\n‹assistant\n", False), ("Hello›", True)]
@@ -179,9 +242,10 @@ def test_templates_that_cannot_be_used(template: str | None, message: str) -> No
 
 
 @pytest.mark.parametrize("after", ["", "{{ '\\n' }}"])
-def test_an_end_of_turn_just_outside_the_mark_is_trained(
+def test_mask_takes_in_an_end_of_turn_just_outside_the_mark(
     after: str, written: Callable[[list[int]], str]
 ) -> None:
+    """Segments against text written by hand: the end token is trained, the line break after it is not."""
     outside = (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
         "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}{% endgeneration %}"
@@ -219,7 +283,8 @@ def test_an_answer_that_is_not_ended_everywhere() -> None:
         chat_format.segments((Message("user", "Hi"), Message("assistant", "Hello")))
 
 
-def test_a_merge_across_the_prompts_end_is_undone() -> None:
+def test_mask_starts_with_the_answer_where_the_tokenizer_would_merge_across_it() -> None:
+    """Prompt and answer ids against those of the two texts encoded apart."""
     # "\n\n" is one token: of the prompt's line break and the answer's, taken together.
     tokenizer = make_tokenizer(CHATML, merges=[("Ċ", "Ċ")])
     chat_format = TokenizerChatFormat(tokenizer)

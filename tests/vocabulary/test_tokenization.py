@@ -59,7 +59,8 @@ def text_of(messages: Sequence[Message]) -> str:
     return "".join(map(chr, tokenize_dialogue(messages, FORMAT, "all_answers").input_ids))
 
 
-def test_one_turn() -> None:
+def test_mask_of_one_turn() -> None:
+    """Text and mask of each loss policy against strings written by hand."""
     messages = (USER, ANSWER)
     assert text_of(messages) == "<[INST] u [/INST] a >"
     assert masked(messages, "all_answers") == "................." + " a >"
@@ -67,12 +68,14 @@ def test_one_turn() -> None:
     assert masked(messages, "all_tokens") == "<[INST] u [/INST] a >"
 
 
-def test_the_mask_is_true_on_the_answer() -> None:
+def test_mask_is_true_on_the_answer() -> None:
+    """The mask's booleans against a count of the characters by hand."""
     # 17 = BOS and the 16 characters of "[INST] u [/INST]"; then space, answer, space, EOS.
     assert tokenize_dialogue((USER, ANSWER), FORMAT, "all_answers").loss_mask == [False] * 17 + [True] * 4
 
 
-def test_two_turns() -> None:
+def test_mask_of_two_turns() -> None:
+    """Text and mask of each loss policy against strings written by hand: two answers, or the last one."""
     messages = (USER, ANSWER, Message("user", "uv"), Message("assistant", "bc"))
     assert text_of(messages) == "<[INST] u [/INST] a ><[INST] uv [/INST] bc >"
     assert masked(messages, "all_answers") == "." * 17 + " a >" + "." * 18 + " bc >"
@@ -80,12 +83,14 @@ def test_two_turns() -> None:
     assert masked(messages, "all_tokens") == text_of(messages)
 
 
-def test_an_empty_answer_trains_its_end() -> None:
+def test_mask_of_an_empty_answer() -> None:
+    """An empty answer's mask against a string by hand: its two spaces and its EOS are trained."""
     assert masked((USER, Message("assistant", "")), "last_answer") == "." * 17 + "  >"
 
 
 @pytest.mark.parametrize("policy", ["all_answers", "last_answer", "all_tokens"])
-def test_a_dialogue_that_ends_with_the_user_trains_nothing(policy: LossPolicy) -> None:
+def test_mask_of_a_dialogue_that_ends_with_the_user(policy: LossPolicy) -> None:
+    """Whatever the policy, the mask against a string of dots: nothing is trained."""
     messages = (USER, ANSWER, USER)
     assert text_of(messages) == "<[INST] u [/INST] a ><[INST] u [/INST]"
     assert masked(messages, policy) == "." * (21 + 17)

@@ -48,11 +48,12 @@ def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -
     from llama2_chat.models import select_device
     from llama2_chat.pipeline.run import run_stage_file
     from llama2_chat.pipeline.run_directory import ensure_writable, locked
-    from llama2_chat.pipeline.stage_config import load_stage_config
+    from llama2_chat.pipeline.stage_config import load_stage_config, prepare_stage_data
     from llama2_chat.stage import EventLog, StageDirectory
 
     _refuse_many_processes(kind)
-    config, settings = load_stage_config(config_file, kind, overrides)
+    made_data = output_dir.resolve() / "data"
+    config, settings = load_stage_config(config_file, kind, overrides, made_data=made_data)
     interruption.install_handlers()
     directory = StageDirectory(output_dir.resolve(), EventLog(output_dir.resolve() / "events.jsonl"))
     main = distributed.is_main_process()
@@ -60,7 +61,9 @@ def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -
         if main:
             ensure_writable(output_dir)
             held.enter_context(locked(directory.path, output_dir))
-            fingerprint = _prepare(directory, output_dir, config_file, config, settings)
+            _refuse_what_is_not_ours(directory, output_dir)
+            prepare_stage_data(config_file, overrides, config, settings, directory)
+            fingerprint = _prepare(directory, config_file, config, settings)
         else:
             fingerprint = ""
         distributed.connect(select_device(settings.device).type)
@@ -90,9 +93,7 @@ def _refuse_many_processes(kind: str) -> None:
         )
 
 
-def _prepare(
-    directory: StageDirectory, shown: Path, config_file: Path, config: StrictModel, settings: RunSettings
-) -> str:
+def _prepare(directory: StageDirectory, config_file: Path, config: StrictModel, settings: RunSettings) -> str:
     """Make the folder ready to begin or to continue; returns the fingerprint of what is to be run."""
     from llama2_chat.files import read_json, remove, write_json
     from llama2_chat.pipeline.fingerprints import fingerprint_of_files
@@ -100,7 +101,6 @@ def _prepare(
 
     fingerprint = fingerprint_of_files(config, settings)
     started = directory.started_file
-    _refuse_what_is_not_ours(directory, shown)
     if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
         for leftover in _left_by_another(directory):
             remove(leftover)

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llama2_chat.errors import UserInputError
 from llama2_chat.files import read_json, sha256_of, write_json
 from llama2_chat.jsonl import count_rows, write_rows
 from llama2_chat.pipeline.data_entries import DataEntry, FileData, GeneratedData, ImportedData
-from llama2_chat.pipeline.recipe import Recipe
+from llama2_chat.settings import RunSettings
 from llama2_chat.stage import EventLog
 
 
-def prepare_data(recipe: Recipe, name: str, run: Path, events: EventLog) -> Path:
+class DataSource(Protocol):
+    """Where data entries stand: a recipe, or the configuration of one stage."""
+
+    @property
+    def data(self) -> Mapping[str, DataEntry]:
+        """The entries by name."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """What relative paths start from."""
+        ...
+
+    @property
+    def settings(self) -> RunSettings:
+        """The seed is among them."""
+        ...
+
+
+def prepare_data(source: DataSource, name: str, run: Path, events: EventLog) -> Path:
     """The JSONL file of a data entry; made if it is not there yet or its entry has changed.
 
     `RUN/data/NAME.json` records what it was made from, its hash and its rows.
@@ -26,9 +46,9 @@ def prepare_data(recipe: Recipe, name: str, run: Path, events: EventLog) -> Path
     Raises:
         UserInputError: an import leaves no row.
     """
-    entry = recipe.data[name]
+    entry = source.data[name]
     record_file = run / "data" / f"{name}.json"
-    if (there := prepared(recipe, name, run)) is not None:
+    if (there := prepared(source, name, run)) is not None:
         if isinstance(entry, FileData) and _digest(record_file) != (digest := sha256_of(there)):
             write_json(
                 record_file,
@@ -36,31 +56,31 @@ def prepare_data(recipe: Recipe, name: str, run: Path, events: EventLog) -> Path
             )
         return there
     file = run / "data" / f"{name}.jsonl"
-    made_from = _made_from(recipe, name, entry)
+    made_from = _made_from(source, name, entry)
     report: dict[str, Any] = {}
     if isinstance(entry, GeneratedData):
         rows = write_rows(file, _generated(entry, made_from["seed"], report))
     else:
         assert isinstance(entry, ImportedData)  # a file is always there
-        rows = write_rows(file, _imported(entry, recipe.folder / entry.path, report))
+        rows = write_rows(file, _imported(entry, source.folder / entry.path, report))
     if rows == 0 and isinstance(entry, ImportedData):
         usable = f"{report.get('imported', 0)} of {report.get('read', 0)} rows read are usable"
-        raise UserInputError(f"data.{name}: no row is left of {recipe.folder / entry.path}; {usable}")
+        raise UserInputError(f"data.{name}: no row is left of {source.folder / entry.path}; {usable}")
     record = {"made_from": made_from, "rows": rows, "report": report, "sha256": sha256_of(file)}
     write_json(record_file, record)
     events.write("data_prepared", data=name, rows=rows, sha256=record["sha256"], report=report)
     return file
 
 
-def prepared(recipe: Recipe, name: str, run: Path) -> Path | None:
+def prepared(source: DataSource, name: str, run: Path) -> Path | None:
     """The JSONL file of a data entry if nothing has to be made for it, else None."""
-    entry = recipe.data[name]
+    entry = source.data[name]
     if isinstance(entry, FileData):
-        return (recipe.folder / entry.path).resolve()
+        return (source.folder / entry.path).resolve()
     file, record_file = run / "data" / f"{name}.jsonl", run / "data" / f"{name}.json"
     if not (file.exists() and record_file.exists()):
         return None
-    return file if read_json(record_file)["made_from"] == _made_from(recipe, name, entry) else None
+    return file if read_json(record_file)["made_from"] == _made_from(source, name, entry) else None
 
 
 def _digest(record_file: Path) -> str | None:
@@ -72,12 +92,12 @@ def data_seed(seed: int, name: str) -> int:
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
-def _made_from(recipe: Recipe, name: str, entry: DataEntry) -> dict[str, Any]:
+def _made_from(source: DataSource, name: str, entry: DataEntry) -> dict[str, Any]:
     made_from = entry.model_dump(mode="json", by_alias=True)
     if isinstance(entry, GeneratedData):
-        made_from["seed"] = data_seed(recipe.head.seed, name)
+        made_from["seed"] = data_seed(source.settings.seed, name)
     else:
-        made_from["sha256"] = sha256_of(recipe.folder / entry.path)
+        made_from["sha256"] = sha256_of(source.folder / entry.path)
     return made_from
 
 
@@ -94,12 +114,14 @@ def _generated(entry: GeneratedData, seed: int, report: dict[str, Any]) -> Itera
         report |= asdict(options["counts"])
 
 
-def _imported(entry: ImportedData, source: Path, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _imported(entry: ImportedData, file: Path, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from llama2_chat.data_import import ImportReport, import_hh_rlhf
 
     counts = ImportReport()
-    rows = import_hh_rlhf(source, kind=entry.kind, domain=entry.domain, report=counts)
+    rows = import_hh_rlhf(file, kind=entry.kind, domain=entry.domain, report=counts)
     end = None if entry.limit is None else entry.offset + entry.limit
     for row in islice(rows, entry.offset, end):
         yield row.to_row()
     report |= counts.to_row()
+    if counts.imported < counts.read:
+        print(f"{file}: {counts}", file=sys.stderr, flush=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, Field, create_model, field_validator
 
 from llama2_chat.dialogue import Domain
 from llama2_chat.errors import did_you_mean
+from llama2_chat.pipeline.problems import validated
 from llama2_chat.settings import StrictModel
 
 
@@ -75,3 +79,31 @@ def options_class(generator: str) -> type[StrictModel]:
         if parameter.kind is parameter.KEYWORD_ONLY and name != "counts"
     }
     return create_model(f"{generator}_options", __base__=StrictModel, **fields)
+
+
+def validated_entries(value: Any, folder: Path, problems: list[str]) -> dict[str, DataEntry]:
+    """The entries of a `data` mapping by name; what is wrong with them is added to `problems`.
+
+    Args:
+        folder: What relative paths start from; files must be there.
+    """
+    if not isinstance(value, Mapping):
+        problems.append(f"data: a mapping of names to entries is wanted, found {value!r}")
+        return {}
+    entries: dict[str, DataEntry] = {}
+    for name, entry in value.items():
+        key = f"data.{name}"
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+            problems.append(f"{key}: a data entry's name is letters, digits, -, _ and dots inside")
+        mapping = {"path": entry} if isinstance(entry, str) else entry
+        if not isinstance(mapping, Mapping):
+            problems.append(f"{key}: a path or a mapping is wanted, found {entry!r}")
+            continue
+        made = validated(entry_class(mapping), mapping, key, problems)
+        if isinstance(made, FileData | ImportedData) and not (folder / made.path).is_file():
+            problems.append(f"{key}.path: no such file: {folder / made.path}")
+        if isinstance(made, GeneratedData):
+            validated(options_class(made.testbed), made.options, f"{key}.options", problems)
+        if made is not None:
+            entries[str(name)] = made
+    return entries

@@ -6,7 +6,6 @@ Everything wrong with a recipe is reported at once.
 from __future__ import annotations
 
 import importlib.resources
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,7 @@ from pydantic import Field, field_validator
 
 from llama2_chat.errors import MissingFileError, RecipeError, did_you_mean
 from llama2_chat.evaluation.config import EvaluationConfig
-from llama2_chat.pipeline.data_entries import (
-    DataEntry,
-    FileData,
-    GeneratedData,
-    ImportedData,
-    entry_class,
-    options_class,
-)
+from llama2_chat.pipeline.data_entries import DataEntry, validated_entries
 from llama2_chat.pipeline.problems import validated
 from llama2_chat.pipeline.reference_checks import base_problems, base_stage, kind_of, reference_problems
 from llama2_chat.pipeline.yaml_files import apply_overrides, read_mapping
@@ -132,7 +124,7 @@ def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) ->
     problems: list[str] = []
     rest = {key: value for key, value in mapping.items() if key not in _SECTIONS}
     head = validated(RecipeHead, rest, "", problems, elsewhere=_SECTIONS)
-    data = _data(mapping.get("data") or {}, folder, problems)
+    data = validated_entries(mapping.get("data") or {}, folder, problems)
     stages = _stages(mapping.get("stages"), problems)
     evaluation = None
     if mapping.get("evaluation") is not None:
@@ -142,29 +134,6 @@ def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) ->
     if problems or head is None:
         raise RecipeError(source, problems)
     return Recipe(head, data, stages, evaluation, folder, source, base_stage(mapping))
-
-
-def _data(value: Any, folder: Path, problems: list[str]) -> dict[str, DataEntry]:
-    if not isinstance(value, Mapping):
-        problems.append(f"data: a mapping of names to entries is wanted, found {value!r}")
-        return {}
-    entries: dict[str, DataEntry] = {}
-    for name, entry in value.items():
-        key = f"data.{name}"
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-            problems.append(f"{key}: a data entry's name is letters, digits, -, _ and dots inside")
-        mapping = {"path": entry} if isinstance(entry, str) else entry
-        if not isinstance(mapping, Mapping):
-            problems.append(f"{key}: a path or a mapping is wanted, found {entry!r}")
-            continue
-        made = validated(entry_class(mapping), mapping, key, problems)
-        if isinstance(made, FileData | ImportedData) and not (folder / made.path).is_file():
-            problems.append(f"{key}.path: no such file: {folder / made.path}")
-        if isinstance(made, GeneratedData):
-            validated(options_class(made.testbed), made.options, f"{key}.options", problems)
-        if made is not None:
-            entries[str(name)] = made
-    return entries
 
 
 def _stages(value: Any, problems: list[str]) -> dict[str, StrictModel]:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama2_chat.errors import RecipeError
+from llama2_chat.errors import RecipeError, did_you_mean
 from llama2_chat.files import write_text
+from llama2_chat.pipeline.data import prepare_data
+from llama2_chat.pipeline.data_entries import DataEntry, FileData, validated_entries
 from llama2_chat.pipeline.problems import validated
 from llama2_chat.pipeline.recipe import RecipeHead
 from llama2_chat.pipeline.reference_checks import base_problems
 from llama2_chat.pipeline.references import Referring, references, resolve
 from llama2_chat.pipeline.yaml_files import apply_overrides, dump, read_mapping
 from llama2_chat.settings import RunSettings, StrictModel
-from llama2_chat.stage import stage_kind
+from llama2_chat.stage import StageDirectory, stage_kind
 
 _OWN_MODEL = "model"
 """What `base_model` says in the configuration of a stage that makes the base: its own result."""
@@ -59,15 +62,22 @@ def write_resolved_config(file: Path, config: StrictModel, settings: RunSettings
 
 
 def load_stage_config(
-    file: Path, kind: str, overrides: Sequence[str] = ()
+    file: Path, kind: str, overrides: Sequence[str] = (), *, made_data: Path | None = None
 ) -> tuple[StrictModel, RunSettings]:
     """Read a standalone configuration; references and the base model come back as absolute paths.
+
+    Its `data`, if it has one, holds entries as a recipe's does, and references may name them.
+
+    Args:
+        made_data: Folder where `prepare_stage_data` puts imported and generated rows; default `data` beside the file.
 
     Raises:
         RecipeError: with everything that is wrong.
     """
     mapping = apply_overrides(read_mapping(file), overrides)
+    folder = file.parent.resolve()
     problems: list[str] = []
+    entries = validated_entries(mapping.pop("data", None) or {}, folder, problems)
     stage = stage_kind(kind)
     if mapping.get("kind", kind) != kind:
         problems.append(f'kind: this command runs "{kind}", the file says {mapping.pop("kind")!r}')
@@ -76,22 +86,61 @@ def load_stage_config(
     names = sorted(RunSettings.model_fields)
     settings = _settings({k: v for k, v in mapping.items() if k in names}, problems)
     rest = {k: v for k, v in mapping.items() if k not in names}
-    config = validated(stage.load_config_class(), rest, "", problems, elsewhere=names)
-    folder = file.parent.resolve()
+    config = validated(stage.load_config_class(), rest, "", problems, elsewhere=["data", *names])
     if not stage.makes_base:
         problems += base_problems(mapping, folder)
     if config is not None:
-        problems += _missing(config, folder)
+        problems += _missing(config, folder, entries)
     if problems or config is None or settings is None:
         raise RecipeError(file, problems)
     base = _absolute(settings.base_model.path, folder)
     source = settings.base_model.model_copy(update={"path": base})
     settings = settings.model_copy(update={"base_model": source})
 
+    made = (folder / "data" if made_data is None else made_data).resolve()
+
     def path_of(referring: Referring, name: str) -> str:
+        entry = entries.get(name) if referring.kind == "data" else None
+        if isinstance(entry, FileData):
+            return _absolute(entry.path, folder)
+        if entry is not None:
+            return str(made / f"{name}.jsonl")
         return base if name == "base" and referring.kind == "policy" else _absolute(name, folder)
 
     return resolve(config, path_of), settings
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The data entries of a standalone configuration."""
+
+    data: Mapping[str, DataEntry]
+    folder: Path
+    settings: RunSettings
+
+
+def prepare_stage_data(
+    file: Path,
+    overrides: Sequence[str],
+    config: StrictModel,
+    settings: RunSettings,
+    directory: StageDirectory,
+) -> None:
+    """Make the imported and generated rows that `config`, as `load_stage_config` returned it, refers to.
+
+    Raises:
+        UserInputError: an import leaves no row, or a file to import is not of its format.
+    """
+    folder = file.parent.resolve()
+    mapping = apply_overrides(read_mapping(file), overrides)
+    entries = validated_entries(mapping.get("data") or {}, folder, [])
+    source = StageData(entries, folder, settings)
+    wanted = {
+        path for referring in references(config) if referring.kind == "data" for path in referring.names
+    }
+    for name in entries:
+        if str(directory.path / "data" / f"{name}.jsonl") in wanted:
+            prepare_data(source, name, directory.path, directory.events)
 
 
 def _settings(mapping: dict[str, Any], problems: list[str]) -> RunSettings | None:
@@ -101,16 +150,18 @@ def _settings(mapping: dict[str, Any], problems: list[str]) -> RunSettings | Non
     return RunSettings(**{name: getattr(head, name) for name in RunSettings.model_fields})
 
 
-def _missing(config: StrictModel, folder: Path) -> list[str]:
-    """References whose file or folder is not there."""
+def _missing(config: StrictModel, folder: Path, entries: Mapping[str, DataEntry]) -> list[str]:
+    """References whose file or folder is not there; a name of `entries` is no file yet."""
     problems = []
     for referring in references(config):
         for name in referring.names:
-            if referring.kind == "policy" and name == "base":
+            if (referring.kind == "policy" and name == "base") or (
+                referring.kind == "data" and name in entries
+            ):
                 continue
             path = folder / name
             if referring.kind == "data" and not path.is_file():
-                problems.append(f"{referring.field}: no such file: {path}")
+                problems.append(f"{referring.field}: no such file: {path}{did_you_mean(name, entries)}")
             if referring.kind != "data" and not path.is_dir():
                 problems.append(f"{referring.field}: no such model folder: {path}")
     return problems

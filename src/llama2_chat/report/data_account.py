@@ -12,6 +12,7 @@ from llama2_chat.report.run_record import RunRecord
 REASONS = {
     "shortened": "oldest turns left out so that the rest fits the sequence length",
     "dropped": "the last turn alone is longer than the sequence length",
+    "untrained": "no answer that the loss policy selects: nothing in the dialogue is trained",
     "unrated": "no rating: margin 0",
     "prompts_without_complete_answer": "no sample of the prompt ended by itself",
     "cut_off": "the answer reached the length limit",
@@ -77,6 +78,8 @@ def _accounts(metrics: Mapping[str, Any], path: str = "") -> Iterator[list[Any]]
                 number(used) if isinstance(used, int) else "",
                 _listed({"dropped": value} if value else {}),
             ]
+        if isinstance(value, list):
+            yield from _by_file(value, path)
         if not isinstance(value, Mapping) or key in _NOT_ROWS:
             continue
         name = f"{path} {readable(key)}".strip()
@@ -89,6 +92,15 @@ def _accounts(metrics: Mapping[str, Any], path: str = "") -> Iterator[list[Any]]
             yield from _accounts(nested, name)
         else:
             yield from _accounts(value, name)
+
+
+def _by_file(rows: list[Any], path: str) -> Iterator[list[Any]]:
+    """Of a list with a mapping for each of several files: each file's own counts."""
+    for row in rows if len(rows) > 1 else ():
+        if isinstance(row, Mapping) and "file" in row:
+            counts = {**row.get("lengths", row), "untrained": row.get("untrained", 0)}
+            others = {k: v for k, v in _counts(counts) if v and k not in _USED}
+            yield [f"{path} of {row['file']}".strip(), number(counts.get("kept", 0)), _listed(others)]
 
 
 def _counts(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
