@@ -20,7 +20,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from llama2_chat.errors import UserInputError
 from llama2_chat.lora import merged, plain_model, with_adapter
-from llama2_chat.packing import IGNORED, collate_rows, pack
+from llama2_chat.packing import IGNORED, LazySequence, PackedRow, collate_rows, pack
 from llama2_chat.settings import RunSettings, TrainingConfig
 from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenization import TokenizedDialogue
@@ -104,6 +104,7 @@ def train_sequences(
     directory: StageDirectory,
     padding_id: int,
     description: str,
+    parts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place on the tokens that each dialogue's mask selects; an adapter ends up merged.
 
@@ -111,6 +112,7 @@ def train_sequences(
         dialogues: Each at most `training.sequence_length` tokens long.
         padding_id: Any id of the vocabulary; it stands under a mask and changes nothing.
         description: What the progress display says.
+        parts: See `pack`.
 
     Returns:
         Metrics: `sequences`, `tokens`, `trained_tokens`, `rows`, `steps`, `loss_first`, `loss_last`.
@@ -123,27 +125,22 @@ def train_sequences(
         raise UserInputError(
             "no token to train on: the dialogues hold no answer that the loss policy selects"
         )
-    rows = pack(dialogues, training.sequence_length)
-    dataset = Dataset.from_dict(
-        {
-            "input_ids": [row.input_ids for row in rows],
-            "labels": [row.labels for row in rows],
-            "position_ids": [row.position_ids for row in rows],
-        }
-    )
+    rows = pack(dialogues, training.sequence_length, parts=parts)
     arguments = trainer_arguments(training, settings, directory.checkpoints, len(rows))
     cache = model.config.use_cache
     trained_model = with_adapter(model, training.lora, settings.seed)
     trainer = PackedSftTrainer(
         model=trained_model,
         args=TrlSftConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
-        train_dataset=dataset,
+        train_dataset=Dataset.from_list([_columns(rows[0])]),
         data_collator=lambda batch: collate_rows(batch, padding_id),
         processing_class=placeholder_tokenizer(padding_id),
     )
+    # TRL insists on a `Dataset`, which would hold every row; the loader below it takes what makes them one by one.
+    trainer.train_dataset = LazySequence(len(rows), lambda number: _columns(rows[number]))
     started = time.perf_counter()
     metrics = run_trainer(trainer, directory, description)
-    tokens = sum(len(row.input_ids) for row in rows)
+    tokens = sum(len(dialogue.input_ids) for dialogue in dialogues)
     model.__dict__.pop("forward", None)
     merged(trained_model, directory.adapter)
     directory.events.write("training_rate", tokens=tokens, seconds=time.perf_counter() - started)
@@ -157,3 +154,7 @@ def train_sequences(
         "rows": len(rows),
         **metrics,
     }
+
+
+def _columns(row: PackedRow) -> dict[str, list[int]]:
+    return {"input_ids": row.input_ids, "labels": row.labels, "position_ids": row.position_ids}
