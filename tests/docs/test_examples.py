@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from llama2_chat.cli.main import app
+from llama2_chat.cli.main import app, run_command
 from llama2_chat.pipeline.recipe import load_recipe, packaged_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +33,18 @@ def test_the_example_recipe_is_valid(tmp_path: Path) -> None:
     recipe = load_recipe(str(file))
     assert list(recipe.stages) == ["sft", "helpfulness_rm", "rejection_sampling"]
     assert yaml.safe_load(example)["name"] == recipe.head.name == "example"
+
+
+def test_the_example_of_several_sources_runs(tmp_path: Path) -> None:
+    (example,) = blocks(ROOT / "pretrain" / "README.md", "yaml")
+    file = tmp_path / "two-sources.yaml"
+    file.write_text(example)
+    assert run_command(["run", str(file), "--output-dir", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    web, books = summary["stages"]["small-base"]["sources"]
+    assert (web["documents"], books["documents"]) == (1500, 300)
+    assert (web["share"], books["share"]) == pytest.approx((0.6, 0.4), abs=2e-3)
+    assert web["epochs"] < 1 < 2 < books["epochs"]
 
 
 def test_python_examples_compile() -> None:
