@@ -38,7 +38,12 @@ def draw_rounds(
     whole = math.fsum(proportions)
     times = np.concatenate(
         [
-            _occurrences(source, round(tokens * (share / whole)), np.random.default_rng((seed, number)))
+            _occurrences(
+                source,
+                # However few tokens there are, a source with a proportion above 0 gives a document.
+                max(round(tokens * (share / whole)), int(share > 0)),
+                np.random.default_rng((seed, number)),
+            )
             for number, (source, share) in enumerate(zip(lengths, proportions, strict=True))
         ]
     )

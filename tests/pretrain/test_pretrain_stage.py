@@ -7,9 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llama2_chat import interruption
+from llama2_chat.cli.main import run_command
 from llama2_chat.pretrain import train
 from llama2_chat.pretrain.tokenizer import train_tokenizer
 
@@ -146,7 +148,7 @@ def test_max_steps_bounds_what_is_drawn(pretrain, text_file, texts) -> None:
 
 def test_no_row_holds_a_document_twice(trainer_of, text_file, texts) -> None:
     """A small source is seen many times; its copies are in different rows, as they would be in different epochs."""
-    often = [f"Number {number} is here." for number in range(40)]
+    often = ["9" * length for length in range(1, 16)]  # packing lays what is equally long side by side
     sources = [str(text_file("a.jsonl", texts[:1200])), str(text_file("b.jsonl", often))]
     rows = trainer_of("stage", sources, proportions=[0.9, 0.1]).train_dataset
     seen = 0
@@ -158,3 +160,31 @@ def test_no_row_holds_a_document_twice(trainer_of, text_file, texts) -> None:
         assert len(small) == len(set(small))
         seen += len(small)
     assert seen > 10 * len(often)
+
+
+def test_other_text_is_read_anew(tmp_path: Path, text_file, texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that an interrupted run left are not used when the text has changed since."""
+    config = {
+        "text": "text.jsonl",
+        "architecture": {"hidden_size": 16, "layers": 1, "context_length": 64},
+        "vocabulary_size": 400,
+        "training": {"sequence_length": 64, "batch_size": 4, "max_steps": 2},
+    }
+    (tmp_path / "pretrain.yaml").write_text(yaml.safe_dump(config))
+
+    def command(folder: str) -> int:
+        return run_command(
+            ["pretrain", str(tmp_path / "pretrain.yaml"), "--output-dir", str(tmp_path / folder)]
+        )
+
+    def stop(*_: object, **__: object) -> None:
+        raise interruption.Interrupted(signal.SIGTERM)
+
+    text_file("text.jsonl", texts[:700])
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_sequences", stop)
+        assert command("stage") == 143
+    assert (tmp_path / "stage" / "checkpoints" / "text" / "tokens.bin").exists()
+    text_file("text.jsonl", texts[700:1400])
+    assert (command("stage"), command("fresh")) == (0, 0)
+    assert contents(tmp_path / "stage" / "model") == contents(tmp_path / "fresh" / "model")
