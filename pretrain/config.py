@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from llama2_chat.settings import DataReference, PackedTraining, StrictModel
 
@@ -54,12 +55,36 @@ class PretrainConfig(StrictModel):
     """A base model from scratch: its tokenizer and its weights, both learnt from `text`."""
 
     kind: Literal["pretrain"] = "pretrain"
-    text: DataReference = Field(description='JSONL with one document a line, {"text": "…"}')
+    text: DataReference | Annotated[list[DataReference], Field(min_length=1)] = Field(
+        description='JSONL with one document a line, {"text": "…"}; a list of several sources'
+    )
+    proportions: list[float] | None = Field(
+        None,
+        description="Share of all tokens seen that comes from each source, relative to the sum of the shares; "
+        "default: every document once an epoch",
+    )
     architecture: Architecture = Architecture()
     vocabulary_size: int = Field(
         32000, ge=300, description="Of the BPE tokenizer, bytes and <s> </s> included"
     )
     training: PretrainTraining = PretrainTraining()
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources of text, one or several."""
+        return [self.text] if isinstance(self.text, str) else self.text
+
+    @field_validator("proportions")
+    @classmethod
+    def _one_for_each_source(cls, found: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if found is not None:
+            text = info.data.get("text", found)
+            sources = 1 if isinstance(text, str) else len(text)
+            if len(found) != sources:
+                raise ValueError(f"{len(found)} proportions for {sources} sources of text; give one for each")
+            if not all(math.isfinite(share) and share >= 0 for share in found) or not any(found):
+                raise ValueError(f"every proportion is a number from 0, at least one above 0; found {found}")
+        return found
 
     @model_validator(mode="after")
     def _rows_fit_the_context(self) -> PretrainConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -62,6 +63,15 @@ def _finished(vocabulary: dict[str, int], merges: list[list[str]]) -> PreTrained
         pair=f"{BEGIN} $A {BEGIN}:1 $B:1",
         special_tokens=[(BEGIN, vocabulary[BEGIN])],
     )
+    return _wrapped(tokenizer)
+
+
+def read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """A tokenizer that `train_tokenizer` made, from its `tokenizer.json`; it saves the same bytes."""
+    return _wrapped(Tokenizer.from_file(str(file)))
+
+
+def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         unk_token=UNKNOWN,

@@ -24,7 +24,7 @@ from llama2_chat import distributed
 from llama2_chat.errors import UserInputError
 from llama2_chat.lora import merged, plain_model, with_adapter
 from llama2_chat.models import sampling_dtype
-from llama2_chat.packing import IGNORED, PackedRow, collate_rows, pack
+from llama2_chat.packing import IGNORED, LazySequence, PackedRow, collate_rows, pack
 from llama2_chat.settings import PackedTraining, RunSettings
 from llama2_chat.sft.held_out import HeldOut, Questions
 from llama2_chat.stage import StageDirectory
@@ -153,6 +153,7 @@ def train_sequences(
     padding_id: int,
     description: str,
     held_out: HeldOut | None = None,
+    parts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Train `model` in place on the tokens that each dialogue's mask selects; an adapter ends up merged.
 
@@ -163,6 +164,7 @@ def train_sequences(
         padding_id: Any id of the vocabulary; it stands under a mask and changes nothing.
         description: What the progress display says.
         held_out: What the model is measured on before, in the course of it and after.
+        parts: See `pack`.
 
     Returns:
         Metrics: `sequences`, `tokens`, `trained_tokens`, `rows`, `steps`, `loss_first`, `loss_last`, and
@@ -176,9 +178,8 @@ def train_sequences(
         raise UserInputError(
             "no token to train on: the dialogues hold no answer that the loss policy selects"
         )
-    rows = pack(dialogues, training.sequence_length, isolate=training.isolate)
+    rows = pack(dialogues, training.sequence_length, isolate=training.isolate, parts=parts)
     nothing = PackedRow([padding_id], [IGNORED], [0])
-    dataset = Dataset.from_list([row.to_columns() for row in [*rows, nothing]])
     arguments = trainer_arguments(training, settings, directory.checkpoints, len(rows))
     cache = model.config.use_cache
     autocast = sampling_dtype(settings)
@@ -187,9 +188,13 @@ def train_sequences(
     trainer = PackedSftTrainer(
         model=trained_model,
         args=keep_to_device(config, settings),
-        train_dataset=dataset,
+        train_dataset=Dataset.from_list([nothing.to_columns()]),
         data_collator=lambda batch: collate_rows(batch, padding_id),
         processing_class=placeholder_tokenizer(padding_id),
+    )
+    # TRL insists on a `Dataset`, which would hold every row; the loader below it takes what makes them one by one.
+    trainer.train_dataset = LazySequence(
+        len(rows) + 1, lambda number: (rows[number] if number < len(rows) else nothing).to_columns()
     )
     watch = Watch(trainer, held_out, autocast) if held_out is not None else None
     found = {} if watch is None else {"before": watch.measure()}
@@ -201,7 +206,7 @@ def train_sequences(
         report_to=settings.report_to,
         measure=watch.after_step if watch is not None else None,
     )
-    tokens = sum(len(row.input_ids) for row in rows)
+    tokens = sum(len(dialogue.input_ids) for dialogue in dialogues)
     directory.events.write("training_rate", tokens=tokens, seconds=time.perf_counter() - started)
     if watch is not None:
         found["after"] = watch.measure()

@@ -7,13 +7,19 @@ attention mask and without a cache, so rows are built and collated here and nowh
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from llama2_chat.tokenization import TokenizedDialogue
+
+_T = TypeVar("_T", covariant=True)
 
 IGNORED = -100
 """Label of a token that is not trained, as torch's cross-entropy expects it."""
@@ -32,7 +38,29 @@ class PackedRow:
         return {"input_ids": self.input_ids, "labels": self.labels, "position_ids": self.position_ids}
 
 
-def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+class LazySequence(Sequence[_T], Generic[_T]):
+    """A sequence of `count` items, each made anew by `make(index)` when it is asked for; none is held."""
+
+    def __init__(self, count: int, make: Callable[[int], _T]) -> None:
+        self._places = range(count)
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> _T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[_T]: ...
+
+    def __getitem__(self, index: int | slice) -> _T | list[_T]:
+        if isinstance(index, slice):
+            return [self._make(place) for place in self._places[index]]
+        return self._make(self._places[index])
+
+
+def best_fit_decreasing(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int) -> list[array[int]]:
     """Bins of indices into `lengths`, each at most `capacity` long in sum.
 
     Longest first, each into the fullest bin that still takes it; ties by index, so the result is a
@@ -41,47 +69,70 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     Raises:
         ValueError: one length alone exceeds the capacity.
     """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    bins: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (room left, bin), sorted
-    for index in order:
-        length = lengths[index]
+    # Arrays and views of them hold eight bytes a length, where lists of Python's integers hold forty.
+    sizes = np.asarray(lengths, dtype=np.int64)
+    order = np.argsort(-sizes, kind="stable")
+    shortest = int(sizes.min(initial=capacity))
+    bins: list[array[int]] = []
+    free: list[tuple[int, int]] = []  # (room left, bin), sorted; without bins that can take nothing more
+    for index, length in zip(order.data, sizes[order].data, strict=True):
         if length > capacity:
             raise ValueError(f"sequence {index} has {length} tokens, a row only {capacity}")
         place = bisect_left(free, (length, -1))
         if place == len(free):
-            bins.append([index])
-            insort(free, (capacity - length, len(bins) - 1))
+            room, number = capacity, len(bins)
+            bins.append(array("q"))
         else:
             room, number = free.pop(place)
-            bins[number].append(index)
+        bins[number].append(index)
+        if room - length >= shortest:
             insort(free, (room - length, number))
     return bins
 
 
-def pack(dialogues: Sequence[TokenizedDialogue], capacity: int, *, isolate: bool = True) -> list[PackedRow]:
+def pack(
+    dialogues: Sequence[TokenizedDialogue],
+    capacity: int,
+    *,
+    isolate: bool = True,
+    parts: Sequence[int] | None = None,
+) -> Sequence[PackedRow]:
     """Pack dialogues into rows of at most `capacity` tokens.
+
+    What is held is where each dialogue goes; a row is made of its dialogues whenever it is asked for.
 
     Args:
         isolate: Restart the positions with every dialogue, so that it sees itself alone; else they run on through
             the row, and a dialogue sees those before it.
+        parts: How many dialogues in turn make up each part; no row holds dialogues of two parts. Default: one part.
     """
-    rows = []
-    for members in best_fit_decreasing([len(d.input_ids) for d in dialogues], capacity):
-        row = PackedRow([], [], [])
-        for index in members:
-            dialogue = dialogues[index]
-            row.input_ids.extend(dialogue.input_ids)
-            row.labels.extend(
-                token if trained and position > 0 else IGNORED
-                for position, (token, trained) in enumerate(
-                    zip(dialogue.input_ids, dialogue.loss_mask, strict=True)
-                )
+    lengths = np.fromiter((len(d.input_ids) for d in dialogues), dtype=np.int64, count=len(dialogues))
+    ends = np.cumsum([len(lengths)] if parts is None else parts)
+    bins: list[tuple[int, array[int]]] = []
+    for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+        bins += [(start, members) for members in best_fit_decreasing(lengths[start:end], capacity)]
+
+    def row(number: int) -> PackedRow:
+        start, members = bins[number]
+        return _row([dialogues[start + index] for index in members], isolate)
+
+    return LazySequence(len(bins), row)
+
+
+def _row(dialogues: Sequence[TokenizedDialogue], isolate: bool) -> PackedRow:
+    """Dialogues laid end to end."""
+    row = PackedRow([], [], [])
+    for dialogue in dialogues:
+        row.input_ids.extend(dialogue.input_ids)
+        row.labels.extend(
+            token if trained and position > 0 else IGNORED
+            for position, (token, trained) in enumerate(
+                zip(dialogue.input_ids, dialogue.loss_mask, strict=True)
             )
-            first = 0 if isolate else len(row.position_ids)
-            row.position_ids.extend(range(first, first + len(dialogue.input_ids)))
-        rows.append(row)
-    return rows
+        )
+        first = 0 if isolate else len(row.position_ids)
+        row.position_ids.extend(range(first, first + len(dialogue.input_ids)))
+    return row
 
 
 def collate_rows(rows: Sequence[Mapping[str, list[int]]], padding_id: int) -> dict[str, torch.Tensor]:

@@ -94,6 +94,18 @@ def test_clean_sft_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not (tmp_path / "out").exists()
 
 
+def test_the_example_of_several_sources_runs(tmp_path: Path) -> None:
+    (example,) = blocks(ROOT / "pretrain" / "README.md", "yaml")
+    file = tmp_path / "two-sources.yaml"
+    file.write_text(example)
+    assert run_command(["run", str(file), "--output-dir", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    web, books = summary["stages"]["small-base"]["sources"]
+    assert (web["documents"], books["documents"]) == (1500, 300)
+    assert (web["share"], books["share"]) == pytest.approx((0.6, 0.4), abs=2e-3)
+    assert web["epochs"] < 1 < 2 < books["epochs"]
+
+
 def test_python_examples_compile() -> None:
     found = [block for page in PAGES for block in blocks(page, "python")]
     for block in found:

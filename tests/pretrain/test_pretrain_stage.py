@@ -1,94 +1,28 @@
-"""The architecture counted by hand, and the stage from text to a folder that loads alone."""
+"""The stage from text to a folder that loads alone: what it counts, what it repeats to the byte, what it resumes."""
 
 from __future__ import annotations
 
+import json
+import signal
 from pathlib import Path
 
 import pytest
-import torch
-from pydantic import ValidationError
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama2_chat.errors import DataFormatError
-from llama2_chat.jsonl import write_rows
-from llama2_chat.pretrain.config import Architecture, PretrainConfig, PretrainTraining
-from llama2_chat.pretrain.model import feed_forward_size, new_model
+from llama2_chat import interruption
+from llama2_chat.cli.main import run_command
+from llama2_chat.pretrain import train
 from llama2_chat.pretrain.tokenizer import train_tokenizer
-from llama2_chat.pretrain.train import read_texts, run_stage, to_sequences
-from llama2_chat.settings import BaseModelSource, RunSettings
-from llama2_chat.stage import EventLog, StageDirectory
-from llama2_chat.testbed.generators import GENERATORS
-from llama2_chat.tokenizers import HuggingFaceTokenizer
-
-torch.set_num_threads(1)
-SMALL = Architecture(hidden_size=32, layers=2, attention_heads=4, key_value_heads=2, context_length=64)
-SETTINGS = RunSettings(base_model=BaseModelSource(path="none"), seed=3, device="cpu")
 
 
-def build(architecture: Architecture, seed: int = 0) -> torch.nn.Module:
-    return new_model(architecture, vocabulary_size=300, begin_id=1, end_id=2, seed=seed)
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_parameters_are_those_of_the_architecture() -> None:
-    # per layer: q and o 32x32, k and v 32x16 (2 of 4 heads, 8 wide), feed-forward 3 of 32x88, 2 norms
-    assert feed_forward_size(SMALL) == 88  # 8/3 x 32 = 85.3, in steps of 8
-    layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 88 + 2 * 32
-    expected = 2 * layer + 32 + 2 * 300 * 32  # last norm, embeddings and head
-    assert sum(p.numel() for p in build(SMALL).parameters()) == expected
-
-
-@pytest.mark.parametrize(("hidden", "expected"), [(96, 256), (128, 344), (4096, 10928)])
-def test_feed_forward_width(hidden: int, expected: int) -> None:
-    assert feed_forward_size(Architecture(hidden_size=hidden, attention_heads=2)) == expected
-
-
-def test_weights_are_a_function_of_the_seed() -> None:
-    one, same, other = (build(SMALL, seed).state_dict() for seed in (1, 1, 2))
-    name = "model.layers.0.self_attn.q_proj.weight"
-    assert all(torch.equal(one[key], same[key]) for key in one)
-    assert not torch.equal(one[name], other[name])
-    assert one[name].std().item() == pytest.approx(0.02, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"hidden_size": 36, "attention_heads": 8}, "hidden_size 36 must be a multiple"),
-        ({"attention_heads": 4, "key_value_heads": 3}, "key_value_heads 3 must divide attention_heads 4"),
-        ({"layers": 0}, "greater than or equal to 1"),
-        ({"depth": 3}, "Extra inputs are not permitted"),
-    ],
-)
-def test_impossible_architectures_are_refused(sizes: dict[str, int], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        Architecture(**sizes)
-
-
-def test_long_documents_are_cut_and_nothing_is_lost() -> None:
-    texts = [row["text"] for row in GENERATORS["pretraining_text"](rows=1500, seed=0)]
-    tokenizer = HuggingFaceTokenizer(train_tokenizer(texts, 600))
-    text = " ".join(texts[:3])
-    pieces = list(to_sequences([text], tokenizer, 16))
-    assert all(len(piece.input_ids) == 16 for piece in pieces[:-1])
-    ids = [token for piece in pieces for token in piece.input_ids]
-    assert ids == [1, *tokenizer.encode(text), 2]
-    assert all(all(piece.loss_mask) for piece in pieces)
-
-
-def run(folder: Path, text: Path, **changes: object) -> tuple[dict[str, object], StageDirectory]:
-    folder.mkdir(exist_ok=True)
-    training = PretrainTraining(
-        learning_rate=3e-3, batch_size=8, sequence_length=64, min_warmup_steps=5, checkpoint_steps=1000
-    )
-    config = PretrainConfig(text=str(text), architecture=SMALL, vocabulary_size=600, training=training)
-    directory = StageDirectory(folder, EventLog(folder / "events.jsonl"))
-    return run_stage(config.model_copy(update=changes), SETTINGS, directory), directory
-
-
-def test_the_stage_makes_a_model_that_loads_alone(tmp_path: Path) -> None:
-    text = tmp_path / "text.jsonl"
-    write_rows(text, GENERATORS["pretraining_text"](rows=1500, seed=0))
-    metrics, directory = run(tmp_path / "one", text)
+def test_the_stage_makes_a_model_that_loads_alone(pretrain, text_file, texts) -> None:
+    file = str(text_file("text.jsonl", texts))
+    metrics, directory = pretrain("one", file)
     assert metrics["documents"] == 1500
     assert metrics["loss_last"] < 0.75 * metrics["loss_first"]
     model = AutoModelForCausalLM.from_pretrained(directory.model)
@@ -97,25 +31,160 @@ def test_the_stage_makes_a_model_that_loads_alone(tmp_path: Path) -> None:
     assert (model.config.num_key_value_heads, model.config.num_attention_heads) == (2, 4)
     assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 2, None)
     assert (directory.model / "README.md").exists()
+    assert sorted(p.name[:11] for p in directory.checkpoints.iterdir()) == ["checkpoint-"]  # the text is gone
 
-    again, other = run(tmp_path / "two", text)
+    again, other = pretrain("two", file)
     assert again == metrics
-    assert (other.model / "model.safetensors").read_bytes() == (
-        directory.model / "model.safetensors"
-    ).read_bytes()
+    assert contents(other.model) == contents(directory.model)
     assert other.metrics_file.read_bytes() == directory.metrics_file.read_bytes()
 
 
-@pytest.mark.parametrize("row", [{"txt": "a"}, {"text": 3}, {"text": None}, {"text": ["a"]}])
-def test_rows_without_text_are_refused(tmp_path: Path, row: dict[str, object]) -> None:
-    file = tmp_path / "text.jsonl"
-    write_rows(file, [{"text": "good"}, row])
-    with pytest.raises(DataFormatError, match=r'text\.jsonl:2: "text" must be a text; found'):
-        list(read_texts(file))
+def test_metrics_count_documents_tokens_and_places(pretrain, text_file, texts) -> None:
+    file = text_file("text.jsonl", [*texts[:700], "", " \n\t", *texts[700:]])
+    metrics, directory = pretrain("stage", str(file), training={"max_steps": 4})
+    tokenizer = train_tokenizer(texts, 600)  # empty texts teach nothing
+    saved = AutoTokenizer.from_pretrained(directory.model)
+    assert saved.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    tokens = sum(len(tokenizer.encode(text)) + 1 for text in texts)  # with BOS already, and EOS
+    assert (metrics["documents"], metrics["empty"], metrics["tokens"]) == (1500, 2, tokens)
+    assert metrics["fill"] == pytest.approx(tokens / (metrics["rows"] * 64), rel=1e-12)
 
 
-def test_rows_longer_than_the_context_are_refused() -> None:
-    with pytest.raises(
-        ValidationError, match=r"sequence_length 4096 exceeds architecture\.context_length 64"
-    ):
-        PretrainConfig(text="text.jsonl", architecture=SMALL)
+@pytest.fixture
+def mixture(text_file, texts) -> dict[str, object]:
+    """Two sources, the second of which is seen more than once."""
+    sources = [str(text_file("first.jsonl", texts[:1200])), str(text_file("second.jsonl.gz", texts[1200:]))]
+    return {"text": sources, "proportions": [1, 3], "training": {"checkpoint_steps": 5, "max_steps": 12}}
+
+
+@pytest.mark.parametrize("stop_after", [1, 7])
+def test_interrupted_and_resumed_equals_uninterrupted_to_the_byte(
+    pretrain, mixture, interrupted_after, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    wanted, whole = pretrain("stage", **mixture)
+    Path(whole.path).rename(whole.path.with_name("whole"))
+    whole_model = contents(whole.path.with_name("whole") / "model")
+
+    with interrupted_after(stop_after):
+        pretrain("stage", **mixture)
+    assert not whole.model.exists()
+    assert len(whole.metrics_file.read_text().splitlines()) == stop_after
+
+    def never(*_: object) -> None:
+        raise AssertionError("the tokenizer of the interrupted run is there")
+
+    monkeypatch.setattr(train, "train_tokenizer", never)
+    metrics, resumed = pretrain("stage", **mixture)
+    assert metrics == wanted
+    assert contents(resumed.model) == whole_model
+    assert resumed.metrics_file.read_bytes() == (whole.path.with_name("whole") / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("documents", [10, 2000])
+def test_interrupted_while_text_is_read(
+    pretrain, mixture, monkeypatch: pytest.MonkeyPatch, documents: int
+) -> None:
+    """In the tokenizer's pass and in the tokens' pass: nothing half-written is left to go on from."""
+    left = iter(range(documents))
+
+    def stop() -> None:
+        if next(left, None) is None:
+            raise interruption.Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interruption, "raise_if_requested", stop)
+        with pytest.raises(interruption.Interrupted):
+            pretrain("stage", **mixture)
+    wanted, whole = pretrain("whole", **mixture)
+    written = {p.name for p in whole.path.with_name("stage").rglob("*") if p.is_file()}
+    assert written <= {"events.jsonl"}
+    metrics, resumed = pretrain("stage", **mixture)
+    assert metrics == wanted
+    assert resumed.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
+
+
+def test_each_source_is_seen_by_its_proportion(pretrain, text_file, texts) -> None:
+    sources = [str(text_file("a.jsonl", texts[:1200])), str(text_file("b.jsonl", texts[1200:]))]
+    metrics, directory = pretrain(
+        "stage", sources, proportions=[0.25, 0.75], training={"epochs": 1.5, "batch_size": 16}
+    )
+    first, second = metrics["sources"]
+    available = first["tokens"] + second["tokens"]
+    assert (first["documents"], second["documents"]) == (1200, 300)
+    tokenizer = AutoTokenizer.from_pretrained(directory.model)
+    longest = max(len(tokenizer.encode(text)) + 1 for text in texts)  # a source may have too much by less
+    for source, proportion in ((first, 0.25), (second, 0.75)):
+        assert 0 <= source["tokens_seen"] - 1.5 * proportion * available < longest
+        assert source["epochs"] == pytest.approx(source["tokens_seen"] / source["tokens"], rel=1e-12)
+        assert source["share"] == pytest.approx(proportion, abs=longest / available)
+    assert metrics["tokens"] == first["tokens_seen"] + second["tokens_seen"]
+    assert first["epochs"] < 1 < 3 < second["epochs"]
+    steps = [json.loads(line) for line in directory.metrics_file.read_text().splitlines()]
+    assert len(steps) == metrics["steps"] == -(-metrics["rows"] // 16)  # one pass: the epochs are in the rows
+
+
+def test_without_proportions_every_document_is_seen_once_an_epoch(pretrain, text_file, texts) -> None:
+    sources = [str(text_file("a.jsonl", texts[:1000])), str(text_file("b.jsonl", texts[1000:]))]
+    training = {"epochs": 2.0, "batch_size": 64}
+    both, directory = pretrain("both", sources, training=training)
+    one, other = pretrain("one", str(text_file("ab.jsonl", texts)), training=training)
+    assert [(s["epochs"], s["tokens_seen"]) for s in both["sources"]] == [
+        (2.0, 2 * s["tokens"]) for s in both["sources"]
+    ]
+    assert directory.metrics_file.read_bytes() == other.metrics_file.read_bytes()
+    assert {**both, "sources": None} == {**one, "sources": None}
+
+
+def test_max_steps_bounds_what_is_drawn(pretrain, text_file, texts) -> None:
+    sources = [str(text_file("a.jsonl", texts[:1200])), str(text_file("b.jsonl", texts[1200:]))]
+    metrics, _ = pretrain("stage", sources, proportions=[1, 1], training={"max_steps": 10})
+    assert metrics["steps"] == 10
+    assert metrics["rows"] >= 10 * 8
+    assert 10 * 8 * 64 <= metrics["tokens"] < 1.1 * 10 * 8 * 64
+    seen = [source["tokens_seen"] for source in metrics["sources"]]
+    assert sum(seen) == pytest.approx(10 * 8 * 64 * metrics["fill"], abs=1)
+    assert seen[0] == pytest.approx(seen[1], rel=0.1)
+
+
+def test_no_row_holds_a_document_twice(trainer_of, text_file, texts) -> None:
+    """A small source is seen many times; its copies are in different rows, as they would be in different epochs."""
+    often = ["9" * length for length in range(1, 16)]  # packing lays what is equally long side by side
+    sources = [str(text_file("a.jsonl", texts[:1200])), str(text_file("b.jsonl", often))]
+    rows = trainer_of("stage", sources, proportions=[0.9, 0.1]).train_dataset
+    seen = 0
+    for row in rows:
+        starts = [place for place, position in enumerate(row["position_ids"]) if position == 0]
+        ends = [*starts[1:], len(row["input_ids"])]
+        pieces = [tuple(row["input_ids"][start:end]) for start, end in zip(starts, ends, strict=True)]
+        small = [piece for piece in pieces if len(piece) < 20 and piece[0] == 1 and piece[-1] == 2]
+        assert len(small) == len(set(small))
+        seen += len(small)
+    assert seen > 10 * len(often)
+
+
+def test_other_text_is_read_anew(tmp_path: Path, text_file, texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that an interrupted run left are not used when the text has changed since."""
+    config = {
+        "text": "text.jsonl",
+        "architecture": {"hidden_size": 16, "layers": 1, "context_length": 64},
+        "vocabulary_size": 400,
+        "training": {"sequence_length": 64, "batch_size": 4, "max_steps": 2},
+    }
+    (tmp_path / "pretrain.yaml").write_text(yaml.safe_dump(config))
+
+    def command(folder: str) -> int:
+        return run_command(
+            ["pretrain", str(tmp_path / "pretrain.yaml"), "--output-dir", str(tmp_path / folder)]
+        )
+
+    def stop(*_: object, **__: object) -> None:
+        raise interruption.Interrupted(signal.SIGTERM)
+
+    text_file("text.jsonl", texts[:700])
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_sequences", stop)
+        assert command("stage") == 143
+    assert (tmp_path / "stage" / "checkpoints" / "text" / "tokens.bin").exists()
+    text_file("text.jsonl", texts[700:1400])
+    assert (command("stage"), command("fresh")) == (0, 0)
+    assert contents(tmp_path / "stage" / "model") == contents(tmp_path / "fresh" / "model")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-import signal
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llama2_chat import interruption
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.stage import EventLog, StageDirectory
 from llama2_chat.tokenization import TokenizedDialogue
@@ -57,27 +54,6 @@ def stage_directory(tmp_path: Path):
         path = tmp_path / name
         path.mkdir(parents=True, exist_ok=True)
         return StageDirectory(path, EventLog(path / "events.jsonl"))
-
-    return make
-
-
-@pytest.fixture
-def interrupted_after(monkeypatch: pytest.MonkeyPatch):
-    """A context in which training is stopped by SIGTERM after so many steps; that it stopped is asserted."""
-
-    def stop() -> None:
-        raise interruption.Interrupted(signal.SIGTERM)
-
-    @contextmanager
-    def make(stop_after: int):
-        steps = iter(range(1, 1000))
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                interruption, "requested", lambda: signal.SIGTERM if next(steps) >= stop_after else None
-            )
-            patch.setattr(interruption, "raise_if_requested", stop)
-            with pytest.raises(interruption.Interrupted):
-                yield
 
     return make
 
