@@ -74,6 +74,7 @@ class PackedSftTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         # transformers would copy the placeholder's special tokens into the model's config.
         self.processing_class = None
+        self._counts = torch.zeros(2)
         assert self.model is not None
         score_trained_tokens(plain_model(self.model))  # type: ignore[arg-type]
 
@@ -104,10 +105,14 @@ class PackedSftTrainer(SFTTrainer):
         total, correct = model(**inputs)
         trained = (inputs["labels"] != IGNORED).sum()
         in_step = trained if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
-        counts = self.accelerator.gather(torch.stack([correct, trained]).unsqueeze(0)).sum(0)
-        accuracy = (counts[0] / counts[1].clamp(min=1)).item()
-        self._metrics["train"]["mean_token_accuracy"].append(accuracy)
+        self._count(self.accelerator.gather(torch.stack([correct, trained]).unsqueeze(0)).sum(0))
         return total / in_step.clamp(min=1) * self.accelerator.num_processes
+
+    def _count(self, counts: Tensor) -> None:
+        """Accuracy over all tokens since the last log: `counts` are those predicted right and all of a micro-batch."""
+        logged = self._metrics["train"]["mean_token_accuracy"]
+        self._counts = self._counts + counts if logged else counts
+        logged[:] = [(self._counts[0] / self._counts[1].clamp(min=1)).item()]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)

@@ -55,7 +55,8 @@ def test_equivalence_of_accumulated_and_one_batch(tiny_llama, dialogues, setting
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     for a, b in zip(records(stage_directory("whole")), records(stage_directory("parts")), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        # Loss, gradient norm and accuracy; transformers counts an epoch's parts in micro-batches.
+        assert {**a, "epoch": 0} == pytest.approx({**b, "epoch": 0}, rel=1e-4)
 
 
 def test_packing_equivalence_to_one_dialogue_a_row(tiny_llama, dialogues, settings, stage_directory) -> None:
