@@ -27,7 +27,7 @@ def test_the_recipe_makes_the_shipped_base(tmp_path: Path) -> None:
     """On an AMD processor with AVX-512, where it was made, the curve and the weights are the same to the byte.
 
     Other instruction sets add in another order, and the difference grows: with AVX2 on the same processor means over 50
-    steps differ by less than 1e-5 for 300 steps and by 6.2 % at most (step 4,500), the last tenth of the curve by 0.2 %.
+    steps differ by less than 1e-5 for 300 steps and by 6.2 % at most (step 4,500), the last tenth by 0.2 %.
     """
     assert "tiny" in packaged_recipes()
     recipe = Path(rebuild_base.__file__).with_name("pretrain.yaml")
