@@ -39,7 +39,7 @@ from llama2_chat.chat_format import build_chat_format
 from llama2_chat.data_import import import_hh_rlhf
 from llama2_chat.dialogue import Dialogue
 from llama2_chat.packed_attention import use_packed_attention
-from llama2_chat.packing import collate_rows, pack
+from llama2_chat.packing import pack
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.sft.config import SftTraining
 from llama2_chat.sft.trainer import PackedSftTrainer
@@ -88,14 +88,8 @@ def our_trainer(model: LlamaForCausalLM, dialogues: list[TokenizedDialogue], fol
     )
     settings = RunSettings(base_model=BaseModelSource(path="-"), device="cpu")
     arguments = trainer_arguments(training, settings, Path(folder), len(rows)) | {"save_strategy": "no"}
-    columns = ("input_ids", "labels", "position_ids")
-    return PackedSftTrainer(
-        model=model,
-        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
-        train_dataset=Dataset.from_dict({name: [getattr(row, name) for row in rows] for name in columns}),
-        data_collator=lambda batch: collate_rows(batch, 0),
-        processing_class=placeholder_tokenizer(0),
-    )
+    config = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
+    return PackedSftTrainer(model, config, rows, 0)
 
 
 def peer_trainer(

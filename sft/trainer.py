@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from trl.trainer.sft_config import SFTConfig as TrlSftConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -69,9 +69,23 @@ class PackedSftTrainer(SFTTrainer):
     The loss is the mean over all trained tokens of an optimiser step's micro-batches, over all processes.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """`train_dataset` ends with a row that trains nothing."""
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, model: PreTrainedModel, arguments: TrainingArguments, rows: Sequence[PackedRow], padding_id: int
+    ) -> None:
+        """Rows are made as they are asked for; the one after the last trains nothing (`EpochOrder`)."""
+        nothing = PackedRow([padding_id], [IGNORED], [0])
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list([nothing.to_columns()]),
+            data_collator=lambda batch: collate_rows(batch, padding_id),
+            processing_class=placeholder_tokenizer(padding_id),
+        )
+        # TRL insists on a `Dataset`, which would hold every row; the loader below it takes what makes them one by one.
+        self.rows = len(rows)
+        self.train_dataset = LazySequence(
+            self.rows + 1, lambda number: (rows[number] if number < self.rows else nothing).to_columns()
+        )
         # transformers would copy the placeholder's special tokens into the model's config.
         self.processing_class = None
         self._counts = torch.zeros(2)
@@ -85,10 +99,9 @@ class PackedSftTrainer(SFTTrainer):
             self.is_fsdp_enabled = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        dataset: Any = self.train_dataset
         batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return EpochOrder(
-            len(dataset) - 1,
+            self.rows,
             batch_size * self.args.world_size,
             self.args.seed,
             lambda: self.state.global_step,
@@ -184,23 +197,12 @@ def train_sequences(
             "no token to train on: the dialogues hold no answer that the loss policy selects"
         )
     rows = pack(dialogues, training.sequence_length, isolate=training.isolate, parts=parts)
-    nothing = PackedRow([padding_id], [IGNORED], [0])
     arguments = trainer_arguments(training, settings, directory.checkpoints, len(rows))
     cache = model.config.use_cache
     autocast = sampling_dtype(settings)
     trained_model = with_adapter(model, training.lora, settings.seed)
     config = TrlSftConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
-    trainer = PackedSftTrainer(
-        model=trained_model,
-        args=keep_to_device(config, settings),
-        train_dataset=Dataset.from_list([nothing.to_columns()]),
-        data_collator=lambda batch: collate_rows(batch, padding_id),
-        processing_class=placeholder_tokenizer(padding_id),
-    )
-    # TRL insists on a `Dataset`, which would hold every row; the loader below it takes what makes them one by one.
-    trainer.train_dataset = LazySequence(
-        len(rows) + 1, lambda number: (rows[number] if number < len(rows) else nothing).to_columns()
-    )
+    trainer = PackedSftTrainer(trained_model, keep_to_device(config, settings), rows, padding_id)
     watch = Watch(trainer, held_out, autocast) if held_out is not None else None
     found = {} if watch is None else {"before": watch.measure()}
     started = time.perf_counter()
