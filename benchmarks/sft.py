@@ -36,6 +36,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from llama2_chat.chat_format import build_chat_format
+from llama2_chat.cpu_memory import keep_freed_memory
 from llama2_chat.data_import import import_hh_rlhf
 from llama2_chat.dialogue import Dialogue
 from llama2_chat.packed_attention import use_packed_attention
@@ -82,9 +83,10 @@ def dialogues_of(policy: str, count: int) -> list[TokenizedDialogue]:
 
 def our_trainer(model: LlamaForCausalLM, dialogues: list[TokenizedDialogue], folder: str) -> Trainer:
     use_packed_attention(model)
+    keep_freed_memory()
     rows = pack(dialogues, ROW_TOKENS)
     training = SftTraining(
-        batch_size=ROWS_PER_STEP, micro_batch_size=1, epochs=1.0, sequence_length=ROW_TOKENS
+        batch_size=ROWS_PER_STEP, micro_batch_size=2, epochs=1.0, sequence_length=ROW_TOKENS
     )
     settings = RunSettings(base_model=BaseModelSource(path="-"), device="cpu")
     arguments = trainer_arguments(training, settings, Path(folder), len(rows)) | {"save_strategy": "no"}

@@ -18,7 +18,6 @@ from llama2_chat.reward.scoring import RewardScorer
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenizers import load_tokenizer
-from llama2_chat.training import drop_optimiser_state
 
 _SUMMARISED = ("score", "helpfulness", "safety")
 
@@ -61,7 +60,6 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
     save_model(
         policy, tokenizer, directory.model, settings=settings, card=model_card("ppo", config, settings)
     )
-    drop_optimiser_state(directory.checkpoints)
     return {"prompts": len(prompts), "dropped_prompts": dropped, **summarise(directory.metrics_file)}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from llama2_chat.distributed import is_main_process, wait_for_everyone
-from llama2_chat.files import remove
 from llama2_chat.model_card import model_card
 from llama2_chat.models import save_model, select_device, use_fitting_threads
 from llama2_chat.pretrain.config import PretrainConfig
@@ -67,8 +66,6 @@ def run_stage(config: PretrainConfig, settings: RunSettings, directory: StageDir
     )
     card = model_card("pretrain", config, settings)
     save_model(model, tokenizer, directory.model, settings=settings, card=card)
-    if is_main_process():
-        remove(tokens_folder)
     passes = passes_over_rows(metrics["rows"], metrics["steps"], training.batch_size)
     return {
         "documents": len(store.lengths),

@@ -22,7 +22,6 @@ from llama2_chat.settings import RunSettings
 from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenizers import load_tokenizer
 from llama2_chat.training import (
-    drop_optimiser_state,
     keep_to_device,
     placeholder_tokenizer,
     run_trainer,
@@ -63,7 +62,6 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
         safety_weight=config.safety_weight,
     )
     metrics = run_trainer(trainer, directory, f"{directory.path.name}: reward", report_to=settings.report_to)
-    drop_optimiser_state(directory.checkpoints)
     unpool(model)
     merged(trained_model, directory.adapter)
     save_model(

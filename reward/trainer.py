@@ -11,9 +11,10 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from llama2_chat.reward.data import UNLABELLED
 from llama2_chat.reward.loss import preference_loss, safety_loss
+from llama2_chat.training import EndsAtLastStep
 
 
-class MarginRewardTrainer(RewardTrainer):
+class MarginRewardTrainer(EndsAtLastStep, RewardTrainer):
     """Means are taken over all pairs, and all labelled responses, of an optimiser step's micro-batches."""
 
     def __init__(self, *args: Any, safety_weight: float, **kwargs: Any) -> None:

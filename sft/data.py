@@ -36,8 +36,8 @@ class EncodedFile:
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that the loss policy selects."""
-        return sum(sum(sequence.loss_mask) for sequence in self.sequences)
+        """Tokens that the loss policy selects and that something comes before."""
+        return sum(sum(sequence.loss_mask[1:]) for sequence in self.sequences)
 
     def to_row(self) -> dict[str, Any]:
         """As metrics; the file by its name alone, since its folder differs between machines."""

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from llama2_chat.errors import UserInputError
 from llama2_chat.generation.transformers_engine import TransformersEngine
 from llama2_chat.packing import IGNORED, PackedRow, collate_rows
 from llama2_chat.settings import SamplingConfig
+from llama2_chat.tokenization import fit_to_length
 from llama2_chat.training import forget_later_steps
 
 Score = Callable[..., tuple[Tensor, Tensor]]
@@ -59,7 +60,10 @@ class Questions:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out dialogues, packed, and how often a policy is measured on them in the course of its training."""
+    """Held-out dialogues, packed, and how often a policy is measured on them in the course of its training.
+
+    Each dialogue is measured by itself, whatever training lets a dialogue see.
+    """
 
     rows: Sequence[PackedRow]
     padding_id: int
@@ -67,14 +71,9 @@ class HeldOut:
     questions: Questions | None = None
 
     @torch.no_grad()
-    def measure(
-        self, score: Score, device: torch.device, autocast: torch.dtype | None, *, stoppable: bool = True
-    ) -> dict[str, Any]:
+    def measure(self, score: Score, device: torch.device, autocast: torch.dtype | None) -> dict[str, Any]:
         """Over all tokens that the masks select: `loss` (nats a token), `perplexity`, `token_accuracy` and
         `trained_tokens`. Several processes share the rows, and each gets the whole result.
-
-        Args:
-            stoppable: Whether a signal may end it; not where the work before it is not saved.
 
         Raises:
             UserInputError: the masks select nothing.
@@ -82,8 +81,7 @@ class HeldOut:
         """
         loss, correct, count = 0.0, 0, 0
         for columns in self._share():
-            if stoppable:
-                interruption.raise_if_requested()
+            interruption.raise_together()
             batch = collate_rows([columns], self.padding_id)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -112,12 +110,18 @@ class HeldOut:
         return [turn[distributed.process_number()].to_columns() for turn in turns]
 
 
-def questions_of(dialogues: Sequence[Dialogue], count: int) -> list[tuple[Message, ...]]:
-    """The first `count` dialogues that hold an answer, up to their last question."""
-    asked = [_until_last_question(dialogue.messages) for dialogue in dialogues]
-    return [messages for messages in asked if messages][:count]
+def questions_of(
+    dialogues: Iterable[Dialogue], count: int, chat_format: ChatFormat, max_tokens: int
+) -> list[tuple[Message, ...]]:
+    """The first `count` dialogues up to their last question, without oldest turns that exceed `max_tokens`.
+
+    One whose last question alone exceeds them is passed over.
+    """
+    asked = (_until_last_question(dialogue.messages) for dialogue in dialogues)
+    fitted = (fit_to_length(messages, chat_format, max_tokens) for messages in asked)
+    return list(islice((messages for messages in fitted if messages is not None), count))
 
 
-def _until_last_question(messages: Sequence[Message]) -> tuple[Message, ...]:
-    places = [place for place, message in enumerate(messages) if message.role == "user"]
-    return tuple(messages[: places[-1] + 1]) if places else ()
+def _until_last_question(messages: Sequence[Message]) -> Sequence[Message]:
+    last = max(place for place, message in enumerate(messages) if message.role == "user")
+    return messages[: last + 1]

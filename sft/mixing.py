@@ -67,6 +67,11 @@ def mix(
         if count is None:
             weight = 1.0 if weights is None else weights[number]
             wanted = round(len(found) * weight)
+            if weight > 0 and found and wanted == 0:
+                raise UserInputError(
+                    f"weights: {weight} of the {len(found)} dialogues in {file} is none of them; give a larger "
+                    "weight, or 0 to leave the file out"
+                )
         else:
             wanted = count
         if wanted > MOST_REPEATS * len(found):

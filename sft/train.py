@@ -45,8 +45,13 @@ def run_stage(config: SftConfig, settings: RunSettings, directory: StageDirector
     ]
     for file in (*trained, *unseen):
         file.announce(directory)
+    if not any(file.trained_tokens for file in trained):
+        raise UserInputError(
+            f"dialogues: nothing to train on; in the {len(sequences_of(trained))} dialogues that fit into "
+            f"training.sequence_length ({length}) the loss policy selects no answer"
+        )
     questions = Questions(
-        questions_of(list(chain.from_iterable(held_out_dialogues)), config.sample_prompts),
+        questions_of(chain.from_iterable(held_out_dialogues), config.sample_prompts, chat_format, length),
         chat_format,
         tokenizer.padding_id,
         directory.answers,

@@ -20,17 +20,17 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from trl.trainer.sft_config import SFTConfig as TrlSftConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from llama2_chat import distributed
+from llama2_chat import distributed, interruption
 from llama2_chat.errors import UserInputError
 from llama2_chat.lora import merged, plain_model, with_adapter
 from llama2_chat.models import sampling_dtype
 from llama2_chat.packing import IGNORED, LazySequence, PackedRow, collate_rows, pack
 from llama2_chat.settings import PackedTraining, RunSettings
-from llama2_chat.sft.held_out import HeldOut, Questions
+from llama2_chat.sft.held_out import HeldOut
 from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenization import TokenizedDialogue
 from llama2_chat.training import (
-    drop_optimiser_state,
+    EndsAtLastStep,
     keep_to_device,
     placeholder_tokenizer,
     run_trainer,
@@ -63,7 +63,7 @@ class EpochOrder(Sampler[int]):
         yield from [self.rows] * self.filling
 
 
-class PackedSftTrainer(SFTTrainer):
+class PackedSftTrainer(EndsAtLastStep, SFTTrainer):
     """TRL's trainer on rows that are packed already, with logits only where a token is trained.
 
     The loss is the mean over all trained tokens of an optimiser step's micro-batches, over all processes.
@@ -93,10 +93,9 @@ class PackedSftTrainer(SFTTrainer):
         score_trained_tokens(plain_model(self.model))  # type: ignore[arg-type]
 
     def create_accelerator_and_postprocess(self) -> None:
-        """FSDP on the CPU too."""
+        """FSDP as the launcher asks for it, on the CPU too."""
         super().create_accelerator_and_postprocess()
-        if distributed.shard_on_cpu(self.accelerator):
-            self.is_fsdp_enabled = True
+        self.is_fsdp_enabled = distributed.shard(self.accelerator)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         batch_size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
@@ -191,12 +190,15 @@ def train_sequences(
     Raises:
         UserInputError: nothing is trained in any dialogue.
     """
-    trained = sum(sum(d.loss_mask) for d in dialogues)
+    lengths, trained = [], 0
+    for dialogue in dialogues:  # once: they may be read from a file
+        lengths.append(len(dialogue.input_ids))
+        trained += sum(dialogue.loss_mask[1:])
     if trained == 0:
         raise UserInputError(
             "no token to train on: the dialogues hold no answer that the loss policy selects"
         )
-    rows = pack(dialogues, training.sequence_length, isolate=training.isolate, parts=parts)
+    rows = pack(dialogues, training.sequence_length, isolate=training.isolate, parts=parts, lengths=lengths)
     arguments = trainer_arguments(training, settings, directory.checkpoints, len(rows))
     cache = model.config.use_cache
     autocast = sampling_dtype(settings)
@@ -213,21 +215,19 @@ def train_sequences(
         report_to=settings.report_to,
         measure=watch.after_step if watch is not None else None,
     )
-    tokens = sum(len(dialogue.input_ids) for dialogue in dialogues)
-    directory.events.write("training_rate", tokens=tokens, seconds=time.perf_counter() - started)
+    directory.events.write("training_rate", tokens=sum(lengths), seconds=time.perf_counter() - started)
     if watch is not None:
-        found["after"] = watch.measure()
+        found["after"] = watch.finish(metrics["steps"])
         metrics["held_out"] = found
     distributed.gather_weights(trained_model)
     model.__dict__.pop("forward", None)
     if distributed.is_main_process():
         merged(trained_model, directory.adapter)
-    drop_optimiser_state(directory.checkpoints)
     model.config.use_cache = cache
     model.train(False)
     return {
         "sequences": len(dialogues),
-        "tokens": tokens,
+        "tokens": sum(lengths),
         "trained_tokens": trained,
         "rows": len(rows),
         **metrics,
@@ -235,19 +235,22 @@ def train_sequences(
 
 
 class Watch:
-    """Measures the model in a trainer's hands on held-out dialogues."""
+    """Measures the model in a trainer's hands on held-out dialogues, and lets it answer some of their questions."""
 
     def __init__(self, trainer: PackedSftTrainer, held_out: HeldOut, autocast: torch.dtype | None) -> None:
         self.trainer = trainer
         self.held_out = held_out
         self.autocast = autocast
+        self.latest: tuple[int, dict[str, Any]] | None = None
+        """The last step after which it was measured, and what came out."""
 
-    def measure(self, *, stoppable: bool = True) -> dict[str, Any]:
+    def measure(self) -> dict[str, Any]:
         """See `HeldOut.measure`; the model is left in the mode that it was in."""
         model: Any = self.trainer.model
         training = model.training
         model.train(False)
-        found = self.held_out.measure(model, model.device, self.autocast, stoppable=stoppable)
+        found = self.held_out.measure(model, model.device, self.autocast)
+        distributed.release(model)
         model.train(training)
         return found
 
@@ -255,15 +258,25 @@ class Watch:
         """Every so many steps, `held_out_loss` and `held_out_token_accuracy`; else nothing."""
         if self.held_out.every is None or step % self.held_out.every:
             return {}
-        found = self.measure(stoppable=False)
-        if self.held_out.questions is not None and not distributed.is_sharded(self.trainer.model):
-            self._answer(self.held_out.questions, step)
+        with interruption.deferred():
+            found = self.measure()
+            self._answer(step)
+        self.latest = step, found
         return {"held_out_loss": found["loss"], "held_out_token_accuracy": found["token_accuracy"]}
 
-    def _answer(self, questions: Questions, step: int) -> None:
-        """The first process answers with its own copy of the weights."""
+    def finish(self, step: int) -> dict[str, Any]:
+        """The measurement after the last step, with answers; not a second one where that step was measured."""
+        if self.latest is not None and self.latest[0] == step:
+            return self.latest[1]
+        found = self.measure()
+        self._answer(step)
+        return found
+
+    def _answer(self, step: int) -> None:
+        """The first process answers with its own copy of the weights, if it has a whole one."""
         model = plain_model(self.trainer.model)  # type: ignore[arg-type]
-        if not distributed.is_main_process():
+        questions = self.held_out.questions
+        if questions is None or not distributed.is_main_process() or distributed.is_sharded(model):
             return
         training, scoring = model.training, model.__dict__.pop("forward")
         questions.answer(model, step, self.autocast)

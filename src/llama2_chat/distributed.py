@@ -6,6 +6,7 @@ compute; the first alone writes. Weights are held whole by each (DDP) or in part
 
 from __future__ import annotations
 
+import datetime
 import os
 from typing import Any
 
@@ -13,16 +14,21 @@ from llama2_chat.errors import UserInputError
 
 _COUNT, _NUMBER, _LOCAL_NUMBER = "WORLD_SIZE", "RANK", "LOCAL_RANK"
 _SHARDED = "ACCELERATE_USE_FSDP"
+_LONGEST_WAIT = datetime.timedelta(days=2)
+"""While the first process reads a corpus or writes a model the others wait; launchers end them if it dies."""
 
 
 def process_count() -> int:
-    """How many processes take part; 1 where nothing launched several."""
-    return int(os.environ.get(_COUNT, "1"))
+    """How many processes take part; 1 where nothing launched several.
+
+    A cluster may set the other variables in a container that no launcher has run in.
+    """
+    return int(os.environ.get(_COUNT, "1")) if _LOCAL_NUMBER in os.environ else 1
 
 
 def process_number() -> int:
     """This process's number, from 0."""
-    return int(os.environ.get(_NUMBER, "0"))
+    return int(os.environ.get(_NUMBER, "0")) if process_count() > 1 else 0
 
 
 def local_number() -> int:
@@ -33,6 +39,14 @@ def local_number() -> int:
 def is_main_process() -> bool:
     """Whether this is the process that writes."""
     return process_number() == 0
+
+
+def launch() -> str:
+    """How many processes were launched and how they hold the weights, in words; a checkpoint is of one such kind."""
+    count = process_count()
+    if count == 1:
+        return "1 process"
+    return f"{count} processes with {'shared' if _is_set(_SHARDED) else 'whole'} weights"
 
 
 def connect(device: str) -> None:
@@ -55,7 +69,15 @@ def connect(device: str) -> None:
         )
     from accelerate import PartialState
 
-    PartialState(cpu=device == "cpu")
+    PartialState(cpu=device == "cpu", timeout=_LONGEST_WAIT)
+
+
+def disconnect() -> None:
+    """Take leave of the other processes."""
+    if process_count() > 1:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
 
 
 def wait_for_everyone() -> None:
@@ -85,29 +107,45 @@ def total(values: list[float]) -> list[float]:
     return [float(value) for value in sums.tolist()]
 
 
-def shard_on_cpu(accelerator: Any) -> bool:
-    """Let accelerate shard the weights on the CPU too where the launcher asks for FSDP; say whether it does.
+def shard(accelerator: Any) -> bool:
+    """Have accelerate share the weights where the launcher asks for FSDP, on the CPU too; say whether it does.
 
-    Left alone, accelerate takes such a request on the CPU for DDP without a word. All it lacks is the entry in its
-    state; what it then does is what it does on GPUs.
+    Left alone, accelerate takes such a request on the CPU for DDP without a word: all it lacks is the entry in its
+    state. And in bfloat16 it would round the summed loss, and add up gradients, in bfloat16: here both stay float32.
     """
+    import torch
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    if not _is_set(_SHARDED) or accelerator.distributed_type != DistributedType.MULTI_CPU:
+    if not _is_set(_SHARDED) or process_count() == 1:
         return False
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
-    accelerator.state.fsdp_plugin = plugin
-    accelerator.state.distributed_type = DistributedType.FSDP
-    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    state = accelerator.state
+    if accelerator.distributed_type == DistributedType.MULTI_CPU:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+        state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    if accelerator.mixed_precision == "bf16":
+        state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
     return True
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether every weight of the model is held in parts."""
-    from torch.distributed.tensor import DTensor
+    """Whether the processes share the model's weights."""
+    from torch.distributed.fsdp import FSDPModule
 
-    return all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+def release(model: Any) -> None:
+    """Let each process hold its own part of the weights alone again, after a pass without gradients gathered more."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def gather_weights(model: Any) -> None:
@@ -117,20 +155,21 @@ def gather_weights(model: Any) -> None:
     happens to a model that is not sharded.
     """
     import torch
-    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-    gathered: dict[DTensor, torch.nn.Parameter] = {}  # tied weights stay one
+    release(model)
+    gathered: dict[DTensor, torch.nn.Parameter | None] = {}  # tied weights stay one
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if not isinstance(parameter, DTensor):
                 continue
             if parameter not in gathered:
-                whole = parameter.full_tensor().detach().cpu()
-                gathered[parameter] = torch.nn.Parameter(whole, requires_grad=parameter.requires_grad)
+                whole = parameter.full_tensor().detach()
+                gathered[parameter] = (
+                    torch.nn.Parameter(whole.cpu(), requires_grad=parameter.requires_grad)
+                    if is_main_process()
+                    else None
+                )
             if is_main_process():
                 module._parameters[name] = gathered[parameter]
 

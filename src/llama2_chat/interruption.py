@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-from llama2_chat.distributed import is_main_process
+from llama2_chat.distributed import any_process, is_main_process, process_count
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
 _requested: int | None = None
+_deferred = False
 
 
 class Interrupted(BaseException):
@@ -49,8 +52,27 @@ def requested() -> int | None:
 
 def raise_if_requested() -> None:
     """Raise `Interrupted` if a signal has asked for the end. Call it where nothing would be lost."""
-    if _requested is not None:
+    if _requested is not None and not _deferred:
         raise Interrupted(_requested)
+
+
+def raise_together() -> None:
+    """`raise_if_requested` in all processes as soon as one of them is asked to end; all must call it."""
+    if process_count() == 1:
+        raise_if_requested()
+    elif not _deferred and any_process(_requested is not None):
+        raise Interrupted(_requested or signal.SIGTERM)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within the block nothing is raised: the work before it is kept only by the checkpoint after it."""
+    global _deferred
+    _deferred = True
+    try:
+        yield
+    finally:
+        _deferred = False
 
 
 def reset() -> None:

@@ -40,7 +40,7 @@ def select_device(device: str) -> torch.device:
     Of several processes each takes the GPU of its own number.
 
     Raises:
-        UserInputError: CUDA is asked for and not there.
+        UserInputError: CUDA is asked for and not there, or one GPU for several processes.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,7 +48,14 @@ def select_device(device: str) -> torch.device:
         raise UserInputError(
             f"device: {device} asked for, but torch sees no CUDA GPU; use device=cpu or auto"
         )
-    if device == "cuda" and process_count() > 1:
+    if process_count() > 1 and device.startswith("cuda"):
+        if device != "cuda":
+            raise UserInputError(f"device: {device} for {process_count()} processes; use device=cuda or auto")
+        if local_number() >= torch.cuda.device_count():
+            raise UserInputError(
+                f"device: process {local_number()} of this machine has no GPU, it has {torch.cuda.device_count()}; "
+                "launch as many processes as there are GPUs"
+            )
         return torch.device("cuda", local_number())
     return torch.device(device)
 

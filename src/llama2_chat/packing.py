@@ -96,6 +96,7 @@ def pack(
     *,
     isolate: bool = True,
     parts: Sequence[int] | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> Sequence[PackedRow]:
     """Pack dialogues into rows of at most `capacity` tokens.
 
@@ -105,12 +106,17 @@ def pack(
         isolate: Restart the positions with every dialogue, so that it sees itself alone; else they run on through
             the row, and a dialogue sees those before it.
         parts: How many dialogues in turn make up each part; no row holds dialogues of two parts. Default: one part.
+        lengths: Of the dialogues, where they are known; default: they are looked at.
     """
-    lengths = np.fromiter((len(d.input_ids) for d in dialogues), dtype=np.int64, count=len(dialogues))
-    ends = np.cumsum([len(lengths)] if parts is None else parts)
+    sizes = np.fromiter(
+        lengths if lengths is not None else (len(d.input_ids) for d in dialogues),
+        np.int64,
+        count=len(dialogues),
+    )
+    ends = np.cumsum([len(sizes)] if parts is None else parts)
     bins: list[tuple[int, array[int]]] = []
     for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-        bins += [(start, members) for members in best_fit_decreasing(lengths[start:end], capacity)]
+        bins += [(start, members) for members in best_fit_decreasing(sizes[start:end], capacity)]
 
     def row(number: int) -> PackedRow:
         start, members = bins[number]

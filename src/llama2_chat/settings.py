@@ -5,10 +5,11 @@ Pydantic models only: nothing here imports torch, so `llama2-chat validate` answ
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class StrictModel(BaseModel):
@@ -53,6 +54,14 @@ class RunSettings(StrictModel):
     report_to: list[Tracker] = Field(
         default_factory=list, description="Trackers that training's loss, rate and gradient norm also go to"
     )
+
+    @field_validator("report_to")
+    @classmethod
+    def _installed(cls, trackers: list[Tracker]) -> list[Tracker]:
+        for name in trackers:
+            if importlib.util.find_spec(name) is None:
+                raise ValueError(f"{name} is not installed; pip install {name}, or leave it out")
+        return trackers
 
     def gguf_file_of(self, path: str) -> str | None:
         """The GGUF file to load from the model folder `path`: the base model's, where that is the folder."""

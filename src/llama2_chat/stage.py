@@ -16,8 +16,11 @@ from typing import Any, Literal
 
 from llama2_chat.distributed import is_main_process
 from llama2_chat.errors import UserInputError, did_you_mean
+from llama2_chat.files import remove
 from llama2_chat.settings import RunSettings, StrictModel
 
+_OPTIMISER_FILES = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin")
+_PROGRESS = ("text", *(f"checkpoint-*/{pattern}" for pattern in _OPTIMISER_FILES))
 Metrics = dict[str, Any]
 """JSON values by name; a function of configuration, data and seed only (no times)."""
 
@@ -108,8 +111,19 @@ class StageDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """What an interrupted stage continues from: the last two, without optimiser state once it is done."""
+        """What an interrupted stage continues from: the last two, weights alone once it is done."""
         return self.path / "checkpoints"
+
+    @property
+    def tracking(self) -> Path:
+        """Where a tracker that writes files puts them."""
+        return self.path / "tracking"
+
+    def drop_progress(self) -> None:
+        """Remove from the checkpoints what only a stage that goes on needs; their weights stay."""
+        for pattern in _PROGRESS:
+            for path in self.checkpoints.glob(pattern):
+                remove(path)
 
     @property
     def started_file(self) -> Path:

@@ -7,7 +7,7 @@ work since the last checkpoint and the resumed run ends with the same bytes.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -23,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from llama2_chat import distributed, interruption
+from llama2_chat.cpu_memory import keep_freed_memory
 from llama2_chat.errors import TrainingError, UserInputError
 from llama2_chat.files import remove, write_text
 from llama2_chat.models import select_device
@@ -31,7 +32,6 @@ from llama2_chat.settings import RunSettings, Tracker, TrainingConfig
 from llama2_chat.stage import StageDirectory
 
 COMPLETE_MARKER = "complete"
-_OPTIMISER_FILES = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin")
 Measure = Callable[[int], dict[str, float]]
 """Called after every optimiser step with its number; what it returns is added to that step's line of metrics."""
 _LOGGED = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy", "accuracy", "epoch")
@@ -101,6 +101,7 @@ def trainer_arguments(
         "report_to": "none",
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
+        "logging_nan_inf_filter": False,  # it would log 0 for a loss that is not finite
     }
 
 
@@ -115,6 +116,16 @@ def keep_to_device(arguments: TrainingArguments, settings: RunSettings) -> Train
         torch.cuda.set_device(own)
         arguments._n_gpu = 1
     return arguments
+
+
+class EndsAtLastStep(Trainer):
+    """A trainer that does no step too many when it resumes from a checkpoint at its last step, within an epoch."""
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < self.args.max_steps:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+        else:
+            self.control.should_training_stop = True
 
 
 class StageCallback(TrainerCallback):
@@ -163,10 +174,12 @@ class StageCallback(TrainerCallback):
             return
         record = {"step": state.global_step} | {key: logs[key] for key in _LOGGED if key in logs}
         record |= self.measured
-        if not math.isfinite(record["loss"]):
-            raise TrainingError(
-                f"the loss became {record['loss']} at step {state.global_step}; lower training.learning_rate"
-            )
+        logs |= self.measured  # for the trackers, whose callbacks come after this one
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(record.get(name, 0.0)):
+                raise TrainingError(
+                    f"{name} became {record[name]} at step {state.global_step}; lower training.learning_rate"
+                )
         if distributed.is_main_process():
             with self.directory.metrics_file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
@@ -179,7 +192,7 @@ class StageCallback(TrainerCallback):
         os.sync()
         distributed.wait_for_everyone()
         if distributed.is_main_process():
-            (folder / COMPLETE_MARKER).touch()
+            write_text(folder / COMPLETE_MARKER, distributed.launch())
 
     def close(self) -> None:
         """End the progress display."""
@@ -204,13 +217,17 @@ def run_trainer(
         TrainingError: the loss is not finite.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if trainer.args.device.type == "cpu":
+        keep_freed_memory()
     checkpoint = last_complete_checkpoint(directory.checkpoints)
     distributed.wait_for_everyone()  # none writes a new one before all have looked
     trainer.remove_callback(PrinterCallback)
     callback = StageCallback(directory, description, trainer.args.max_steps, measure)
     trainer.add_callback(callback)
-    for name in report_to:
-        trainer.add_callback(tracker_callback(name, directory))
+    if distributed.is_main_process():
+        done = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+        for name in report_to:
+            trainer.add_callback(tracker_callback(name, directory, done))
     directory.events.write(
         "training_started",
         steps=trainer.args.max_steps,
@@ -221,6 +238,8 @@ def run_trainer(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         callback.close()
+        if "wandb" in report_to and distributed.is_main_process():
+            importlib.import_module("wandb").finish()  # or the next stage would write into this one's run
     if trainer.state.global_step < trainer.args.max_steps:
         interruption.raise_if_requested()
         raise interruption.Interrupted(signal.SIGTERM)  # another process was told to stop
@@ -237,33 +256,22 @@ def run_trainer(
     }
 
 
-def tracker_callback(name: Tracker, directory: StageDirectory) -> TrainerCallback:
+def tracker_callback(name: Tracker, directory: StageDirectory, steps_done: int) -> TrainerCallback:
     """transformers' callback for an experiment tracker; tensorboard's files go to `tracking/` in the stage's folder.
 
-    Raises:
-        UserInputError: the tracker's package is not installed.
+    Args:
+        steps_done: What came after these steps, of a run that was killed, is dropped.
     """
-    if importlib.util.find_spec(name) is None:
-        raise UserInputError(f"report_to: {name} is not installed; pip install {name}, or leave it out")
     from transformers.integrations import integration_utils
 
     if name == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
         return integration_utils.TensorBoardCallback(  # type: ignore[no-untyped-call]
-            SummaryWriter(str(directory.path / "tracking"))
+            SummaryWriter(str(directory.tracking), purge_step=steps_done + 1)
         )
     callback: TrainerCallback = integration_utils.INTEGRATION_TO_CALLBACK[name]()
     return callback
-
-
-def drop_optimiser_state(checkpoints: Path) -> None:
-    """Once a stage is done its checkpoints keep their weights only."""
-    if not distributed.is_main_process():
-        return
-    for pattern in _OPTIMISER_FILES:
-        for path in checkpoints.glob(f"checkpoint-*/{pattern}"):
-            remove(path)
 
 
 def forget_later_steps(file: Path, step: int) -> None:
@@ -278,14 +286,27 @@ def forget_later_steps(file: Path, step: int) -> None:
 
 
 def last_complete_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that was written whole; half-written ones are removed."""
+    """The newest checkpoint that was written whole; half-written ones are removed.
+
+    Raises:
+        UserInputError: another number of processes wrote it, or ones that held the weights in another way.
+    """
     found: list[tuple[int, Path]] = []
     for folder in checkpoints.glob("checkpoint-*"):
         if (folder / COMPLETE_MARKER).exists() and any(folder.glob("optimizer*")):
             found.append((int(folder.name.rsplit("-", 1)[1]), folder))
         elif distributed.is_main_process():
             remove(folder)
-    return max(found)[1] if found else None
+    if not found:
+        return None
+    newest = max(found)[1]
+    written_by = (newest / COMPLETE_MARKER).read_text(encoding="utf-8") or "1 process"
+    if written_by != distributed.launch():
+        raise UserInputError(
+            f"{newest} was written by {written_by}, this is {distributed.launch()}; launch it as before, or remove "
+            f"{checkpoints} to begin anew"
+        )
+    return newest
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
-"""What one of several launched processes does: run `llama2-chat sft`, and write down what it saw.
+"""What one of several launched processes does: run a stage's command, and write down what it saw.
 
-torchrun … launched.py CONFIG OUTPUT RECORD [KEY=VALUE …] [--stop-at STEP]
+torchrun … launched.py RECORD [--stop-at STEP] -- COMMAND …
 """
 
 from __future__ import annotations
@@ -13,58 +13,97 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
 from torch.distributed.tensor import DTensor
 
 from llama2_chat import distributed, interruption
 from llama2_chat.cli.main import run_command
-from llama2_chat.sft.trainer import PackedSftTrainer
+from llama2_chat.sft.trainer import PackedSftTrainer, Watch
 
 _WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("config")
-    parser.add_argument("output", type=Path)
     parser.add_argument("record", type=Path)
-    parser.add_argument("overrides", nargs="*")
     parser.add_argument("--stop-at", type=int)
+    parser.add_argument("command", nargs="+")
     options = parser.parse_args()
-    output = str(options.output.resolve())
-    written: set[str] = set()
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        """Python's own report of every file that is opened, made, moved or removed."""
-        opened = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-        if (opened or event in _WRITES) and str(arguments[0]).startswith(output):
-            written.add(os.path.relpath(str(arguments[0]), output))
-
-    sys.addaudithook(watch)
-    sharded: set[bool] = set()
-    compute_loss = PackedSftTrainer.compute_loss
-
-    def observed(self: PackedSftTrainer, model: Any, *args: Any, **kwargs: Any) -> Any:
-        sharded.add(all(isinstance(parameter, DTensor) for parameter in model.parameters()))
-        return compute_loss(self, model, *args, **kwargs)
-
-    PackedSftTrainer.compute_loss = observed
-    command = ["sft", options.config, *options.overrides, "--output-dir", output]
+    written = watch_writes(Path(options.command[options.command.index("--output-dir") + 1]).resolve())
+    sharded = watch_weights()
     codes = []
     if options.stop_at is not None:
-        codes.append(_stopped(command, options.stop_at))
-    codes.append(run_command(command))
+        codes.append(stopped(options.command, options.stop_at))
+    codes.append(run_command(options.command))
     record = {"codes": codes, "sharded": sorted(sharded), "written": sorted(written)}
     options.record.with_suffix(f".{distributed.process_number()}").write_text(json.dumps(record))
 
 
-def _stopped(command: list[str], step: int) -> int:
-    """Run the command; the last process alone is told to stop after so many steps."""
-    asked = iter(range(1, 1000))
-    last = distributed.process_number() == distributed.process_count() - 1
-    requested = interruption.requested
-    interruption.requested = lambda: signal.SIGTERM if last and next(asked) >= step else None
+def watch_writes(output: Path) -> set[str]:
+    """Paths under `output` that this process opens for writing, makes, moves or removes, from now on."""
+    written: set[str] = set()
+
+    def note(path: object) -> None:
+        if str(path).startswith(str(output)):
+            written.add(os.path.relpath(str(path), output))
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        opened = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        if opened or event in _WRITES:
+            note(arguments[0])
+
+    sys.addaudithook(audit)
+    # These two write without Python's knowledge.
+    save, serialize_file = torch.save, safetensors.torch.serialize_file
+
+    def noted_save(value: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        note(path)
+        save(value, path, *args, **kwargs)
+
+    def noted_serialize(tensors: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        note(path)
+        serialize_file(tensors, path, *args, **kwargs)
+
+    torch.save, safetensors.torch.serialize_file = noted_save, noted_serialize
+    return written
+
+
+def watch_weights() -> set[bool]:
+    """Whether every parameter is a DTensor, before each micro-batch and after each measurement."""
+    sharded: set[bool] = set()
+    compute_loss, measure = PackedSftTrainer.compute_loss, Watch.measure
+
+    def note(model: Any) -> None:
+        sharded.add(all(isinstance(parameter, DTensor) for parameter in model.parameters()))
+
+    def noted_loss(self: PackedSftTrainer, model: Any, *args: Any, **kwargs: Any) -> Any:
+        note(model)
+        return compute_loss(self, model, *args, **kwargs)
+
+    def noted_measure(self: Watch) -> Any:
+        found = measure(self)
+        if self.trainer.state.global_step > 0:  # before, nothing is shared yet
+            note(self.trainer.model)
+        return found
+
+    PackedSftTrainer.compute_loss, Watch.measure = noted_loss, noted_measure
+    return sharded
+
+
+def stopped(command: list[str], step: int) -> int:
+    """Run the command; the last process alone gets a SIGTERM as it ends that step."""
+    after_step = Watch.after_step
+
+    def signalled(self: Watch, now: int) -> dict[str, float]:
+        if now == step and distributed.process_number() == distributed.process_count() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return after_step(self, now)
+
+    Watch.after_step = signalled
     code = run_command(command)
-    interruption.requested = requested
+    Watch.after_step = after_step
+    interruption.reset()
     return code
 
 

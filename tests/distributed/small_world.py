@@ -57,7 +57,9 @@ def make_world(folder: Path, *, tied: bool = False) -> Path:
         "seed": 3,
         "dialogues": ["dialogues.jsonl"],
         "held_out": ["held_out.jsonl"],
-        "evaluation_steps": 3,
+        "evaluation_steps": 2,
+        "sample_prompts": 1,
+        "report_to": ["tensorboard"],
         "training": {
             "learning_rate": 0.002,
             "batch_size": 8,

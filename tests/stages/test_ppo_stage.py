@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from llama2_chat.jsonl import write_rows
 from llama2_chat.ppo import learners, loop, value_model
 from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.ppo.train import run_stage
+from llama2_chat.stage import StageDirectory
 
 ITERATIONS = 4
 TRAINING = {
@@ -184,10 +187,17 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_byte(
     assert sha256_of(directory.model) == sha256_of(ppo[0].model)
 
 
-def test_checkpoints_are_plain_tensors_and_lose_their_optimiser_state(ppo) -> None:
+def test_checkpoints_are_plain_tensors_and_lose_their_optimiser_state(ppo, tmp_path: Path) -> None:
     names = {folder.name: {file.name for file in folder.iterdir()} for folder in ppo[0].checkpoints.iterdir()}
-    left = {"complete", "policy.safetensors", "value.safetensors"}
-    assert names == {"checkpoint-2": left, "checkpoint-4": left}
+    whole = {"complete", "policy.safetensors", "value.safetensors", "optimizer.pt"}
+    assert names == {"checkpoint-2": whole, "checkpoint-4": whole}
+    directory = StageDirectory(tmp_path, ppo[0].events)
+    shutil.copytree(ppo[0].checkpoints, directory.checkpoints)
+    directory.drop_progress()  # as the pipeline does when the stage is done
+    left = {
+        folder.name: {file.name for file in folder.iterdir()} for folder in directory.checkpoints.iterdir()
+    }
+    assert left == {name: whole - {"optimizer.pt"} for name in names}
 
 
 def test_the_warmup_trains_the_value_model_alone(settings, stage_at, ppo_config, sft) -> None:

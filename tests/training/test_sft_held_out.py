@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from small_sft import loss_from_the_definition, records, train
 
+from llama2_chat import interruption
+from llama2_chat.chat_format import Segment
 from llama2_chat.dialogue import Dialogue, Message
 from llama2_chat.errors import UserInputError
 from llama2_chat.packing import pack
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.held_out import HeldOut, Questions, questions_of
-from llama2_chat.sft.trainer import trained_token_loss
+from llama2_chat.sft.trainer import Watch, trained_token_loss
 from llama2_chat.tokenization import TokenizedDialogue
 
 
@@ -53,25 +57,19 @@ def test_held_out_dialogues_need_an_answer(tiny_llama) -> None:
 
 
 def test_measured_before_during_and_after(tiny_llama, dialogues, settings, stage_directory) -> None:
-    """The line of a step holds the loss of the weights after that step, which later steps start from."""
+    """The line of a step holds the loss of the weights after that step: those of the checkpoint of that step."""
     seen, unseen = dialogues[:32], dialogues[32:]
-    held_out = HeldOut(pack(unseen, 32), 0, every=2)
     directory, model = stage_directory(), tiny_llama()
     before = loss_from_the_definition(model, unseen)
-    found = train(model, seen, settings, directory, held_out, epochs=3)["held_out"]
+    watched = HeldOut(pack(unseen, 32), 0, every=4)
+    found = train(model, seen, settings, directory, watched, epochs=3, checkpoint_steps=4)["held_out"]
     assert found["before"]["loss"] == pytest.approx(before, rel=1e-5)
     assert found["after"]["loss"] == pytest.approx(loss_from_the_definition(model, unseen), rel=1e-5)
-    lines = records(directory)
-    assert [line["step"] for line in lines if "held_out_loss" in line] == [
-        line["step"] for line in lines if line["step"] % 2 == 0
-    ]
-
-    half = tiny_llama()
-    train(half, seen, settings, stage_directory("half"), epochs=3, max_steps=None, checkpoint_steps=2)
-    checkpoint = type(half).from_pretrained(
-        stage_directory("half").checkpoints / f"checkpoint-{lines[-1]['step']}"
-    )
-    assert found["after"]["loss"] == pytest.approx(loss_from_the_definition(checkpoint, unseen), rel=1e-5)
+    lines = {line["step"]: line for line in records(directory)}
+    assert [step for step, line in lines.items() if "held_out_loss" in line] == [4, 8]
+    weights = type(model).from_pretrained(directory.checkpoints / "checkpoint-8")
+    assert lines[8]["held_out_loss"] == pytest.approx(loss_from_the_definition(weights, unseen), rel=1e-5)
+    assert lines[4]["held_out_loss"] > lines[8]["held_out_loss"] > found["after"]["loss"]
 
 
 def test_watching_changes_nothing_that_is_trained(tiny_llama, dialogues, settings, stage_directory) -> None:
@@ -87,12 +85,15 @@ def test_watching_changes_nothing_that_is_trained(tiny_llama, dialogues, setting
 
 
 class _Format:
-    """Text is numbers with spaces; 2 ends an answer."""
+    """Text is numbers with spaces, each a token, after a 1; 2 ends an answer."""
 
     stop_id = 2
 
     def prompt_ids(self, messages) -> list[int]:
         return [1, *(int(word) for message in messages for word in message.content.split())]
+
+    def segments(self, messages) -> list[Segment]:
+        return [Segment(self.prompt_ids(messages), trained=False)]
 
     def decode_response(self, ids) -> str:
         return " ".join(str(token) for token in ids)
@@ -117,6 +118,7 @@ def test_answers_in_the_course_of_training(
     rows = [json.loads(line) for line in whole.answers.read_text().splitlines()]
     steps = [line["step"] for line in records(whole) if "held_out_loss" in line]
     assert len(steps) >= 3
+    steps = sorted({*steps, records(whole)[-1]["step"]})  # and after the last step
     assert [row["step"] for row in rows] == [step for step in steps for _ in range(2)]
     assert rows[0]["prompt"] == [{"role": "user", "content": "5 6"}]
     assert f"step {steps[0]}: '5 6' -> {rows[0]['response']!r}" in printed
@@ -134,7 +136,7 @@ def test_answers_are_those_of_the_weights_at_that_step(tiny_llama, settings, sta
     """After many steps on one answer the policy gives it; before, it does not."""
     dialogue = TokenizedDialogue([1, 5, 6, 9, 8, 2], [False] * 3 + [True] * 3)
     directory = stage_directory()
-    held_out = HeldOut(pack([dialogue], 32), 0, every=30, questions=ask(directory.answers))
+    held_out = HeldOut(pack([dialogue], 32), 0, every=1, questions=ask(directory.answers))
     train(
         tiny_llama(),
         [dialogue] * 4,
@@ -145,18 +147,56 @@ def test_answers_are_those_of_the_weights_at_that_step(tiny_llama, settings, sta
         learning_rate=1e-2,
         sequence_length=8,
     )
-    rows = [json.loads(line) for line in directory.answers.read_text().splitlines()]
-    assert rows[-2]["response"] == "9 8 2"
+    answers = [json.loads(line)["response"] for line in directory.answers.read_text().splitlines()][::2]
+    assert answers[0] != answers[-1] == "9 8 2"
+
+
+def test_a_signal_before_a_measurement_waits_for_the_checkpoint(
+    tiny_llama, dialogues, settings, stage_directory, monkeypatch
+) -> None:
+    """SIGTERM as step 4 ends, before it is measured and questions are answered, against a run without a signal."""
+
+    def run(directory) -> None:
+        held_out = HeldOut(pack(dialogues[:8], 32), 0, every=2, questions=ask(directory.answers))
+        train(tiny_llama(), dialogues, settings, directory, held_out, epochs=3, checkpoint_steps=100)
+
+    whole, broken = stage_directory("whole"), stage_directory("broken")
+    run(whole)
+    after_step = Watch.after_step
+
+    def signalled(self: Watch, step: int) -> dict[str, float]:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return after_step(self, step)
+
+    interruption.install_handlers()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Watch, "after_step", signalled)
+            with pytest.raises(interruption.Interrupted):
+                run(broken)
+    finally:
+        interruption.reset()
+    assert [folder.name for folder in broken.checkpoints.iterdir()] == ["checkpoint-4"]
+    assert "held_out_loss" in records(broken)[-1]
+    run(broken)
+    assert broken.answers.read_bytes() == whole.answers.read_bytes()
+    assert broken.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
 
 
 def test_questions_end_where_the_last_answer_begins() -> None:
-    system, user, answer = Message("system", "s"), Message("user", "q"), Message("assistant", "a")
-    whole = [
+    """A dialogue that is too long loses its oldest turn; one whose last question is too long is passed over."""
+    system, user, answer = Message("system", "9"), Message("user", "5 6"), Message("assistant", "7")
+    long = Message("user", "5 6 7 8 9 10")
+    dialogues = [
         Dialogue((system, user, answer, user, answer)),
+        Dialogue((long, answer)),
         Dialogue((user, answer)),
-        Dialogue((user, answer, user, answer)),
+        Dialogue((user, answer, user, answer, user, answer)),
+        Dialogue((user, answer)),
     ]
-    assert questions_of(whole, 2) == [(system, user, answer, user), (user,)]
+    found = questions_of(dialogues, 3, _Format(), 6)
+    assert found == [(system, user), (user,), (user, answer, user)]
 
 
 @pytest.mark.parametrize(

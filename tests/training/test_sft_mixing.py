@@ -83,8 +83,10 @@ def test_the_draw_depends_on_the_seed_alone(files, asked) -> None:
 
 
 def test_what_leaves_nothing_is_the_users_mistake(files) -> None:
-    with pytest.raises(UserInputError, match=r"weights: \[0.01, 0.01\] leave none of the 14 dialogues"):
-        mixed(files, weights=[0.01, 0.01])
+    with pytest.raises(UserInputError, match=r"weights: \[0.0, 0.0\] leave none of the 14 dialogues"):
+        mixed(files, weights=[0.0, 0.0])
+    with pytest.raises(UserInputError, match=r"weights: 0.1 of the 4 dialogues in .*safety\.jsonl is none"):
+        mixed(files, weights=[1.0, 0.1])
 
 
 def test_a_number_of_too_many_passes_is_a_slip(files) -> None:

@@ -11,8 +11,11 @@ import torch
 from small_sft import loss_from_the_definition, records, train
 from transformers import TrainingArguments
 
-from llama2_chat.errors import UserInputError
+from llama2_chat.errors import TrainingError, UserInputError
+from llama2_chat.packing import pack
+from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.sft.config import SftTraining
+from llama2_chat.sft.held_out import HeldOut
 from llama2_chat.tokenization import TokenizedDialogue
 from llama2_chat.training import count_steps, keep_to_device, warmup_steps
 
@@ -109,15 +112,60 @@ def test_a_half_written_checkpoint_is_not_resumed_from(
     assert broken.metrics_file.read_bytes() == directory.metrics_file.read_bytes()
 
 
+def test_a_checkpoint_of_another_launch_is_not_resumed_from(
+    tiny_llama, dialogues, settings, stage_directory, interrupted_after
+) -> None:
+    """One process against a checkpoint that says two wrote it; the checkpoint stays."""
+    directory = stage_directory()
+    with interrupted_after(3):
+        train(tiny_llama(), dialogues, settings, directory)
+    marker = directory.checkpoints / "checkpoint-3" / "complete"
+    assert marker.read_text() == "1 process"
+    marker.write_text("2 processes with shared weights")
+    with pytest.raises(
+        UserInputError, match="checkpoint-3 was written by 2 processes with shared weights, this is 1"
+    ):
+        train(tiny_llama(), dialogues, settings, directory)
+    marker.write_text("")  # as earlier versions left it
+    train(tiny_llama(), dialogues, settings, directory)
+
+
 def test_two_checkpoints_stay_without_optimiser_state(
     tiny_llama, dialogues, settings, stage_directory
 ) -> None:
+    """What a stage goes on from stays until the stage is done: a kill while its model is written costs no training."""
     directory = stage_directory()
     train(tiny_llama(), dialogues, settings, directory)
     kept = sorted(directory.checkpoints.glob("checkpoint-*"))
-    assert len(kept) == 2
-    assert not list(directory.checkpoints.rglob("optimizer.pt"))
-    assert not list(directory.checkpoints.rglob("*.pth"))
+    assert len(kept) == len(list(directory.checkpoints.rglob("optimizer.pt"))) == 2
+    directory.drop_progress()
+    assert sorted(directory.checkpoints.glob("checkpoint-*")) == kept
+    names = {file.name for folder in kept for file in folder.iterdir()}
+    assert names == {
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "trainer_state.json",
+        "complete",
+    }
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 5}, {"epochs": 1.5}])
+def test_resume_from_the_last_step_trains_nothing(
+    tiny_llama, dialogues, settings, stage_directory, limit: dict[str, float]
+) -> None:
+    """A run that ended within an epoch and runs again, as after a kill while its model was written, against itself."""
+    directory, model, again = stage_directory(), tiny_llama(), tiny_llama()
+    first = train(model, dialogues, settings, directory, checkpoint_steps=1, **limit)
+    metrics = directory.metrics_file.read_bytes()
+    assert train(again, dialogues, settings, directory, checkpoint_steps=1, **limit) == first
+    assert weights(again) == weights(model)
+    assert directory.metrics_file.read_bytes() == metrics
+
+
+def test_a_loss_that_is_not_finite_ends_training(tiny_llama, dialogues, settings, stage_directory) -> None:
+    with pytest.raises(TrainingError, match=r"became (nan|inf) at step \d+; lower training.learning_rate"):
+        train(tiny_llama(), dialogues, settings, stage_directory(), learning_rate=1e30, max_grad_norm=1e30)
 
 
 def test_nothing_to_train_on_is_the_users_mistake(tiny_llama, settings, stage_directory) -> None:
@@ -156,7 +204,7 @@ def test_tensorboard_gets_the_losses_that_metrics_hold(
 
     directory = stage_directory()
     train(tiny_llama(), dialogues, settings.model_copy(update={"report_to": ["tensorboard"]}), directory)
-    events = EventAccumulator(str(directory.path / "tracking"))
+    events = EventAccumulator(str(directory.tracking))
     events.Reload()
     for tag in ("loss", "learning_rate", "grad_norm"):
         found = {event.step: event.value for event in events.Scalars(f"train/{tag}")}
@@ -164,17 +212,29 @@ def test_tensorboard_gets_the_losses_that_metrics_hold(
     assert len(found) > 5
 
 
-def test_a_tracker_that_is_not_installed(
-    tiny_llama, dialogues, settings, stage_directory, monkeypatch
+def test_tensorboard_gets_what_is_measured_and_each_step_once(
+    tiny_llama, dialogues, settings, stage_directory, interrupted_after
 ) -> None:
+    """Held-out losses of a run that was stopped and resumed, against metrics.jsonl."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = settings.model_copy(update={"report_to": ["tensorboard"]})
+    directory, held_out = stage_directory(), HeldOut(pack(dialogues[:8], 32), 0, every=1)
+    with interrupted_after(4):
+        train(tiny_llama(), dialogues, settings, directory, held_out)
+    train(tiny_llama(), dialogues, settings, directory, held_out)
+    events = EventAccumulator(str(directory.tracking))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/held_out_loss")]
+    expected = {line["step"]: line["held_out_loss"] for line in records(directory)}
+    assert dict(found) == pytest.approx(expected, rel=1e-5)
+    assert len(found) == len(expected) == 8
+
+
+def test_a_tracker_that_is_not_installed(monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserInputError, match="report_to: wandb is not installed; pip install wandb"):
-        train(
-            tiny_llama(),
-            dialogues,
-            settings.model_copy(update={"report_to": ["wandb"]}),
-            stage_directory(),
-        )
+    with pytest.raises(ValueError, match="wandb is not installed; pip install wandb"):
+        RunSettings(base_model=BaseModelSource(path="base"), report_to=["wandb"])
 
 
 def test_weights_decay_and_norms_do_not(

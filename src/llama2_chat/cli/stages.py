@@ -54,9 +54,10 @@ def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -
     _refuse_many_processes(kind)
     made_data = output_dir.resolve() / "data"
     config, settings = load_stage_config(config_file, kind, overrides, made_data=made_data)
-    interruption.install_handlers()
     directory = StageDirectory(output_dir.resolve(), EventLog(output_dir.resolve() / "events.jsonl"))
-    main = distributed.is_main_process()
+    main, alone = distributed.is_main_process(), distributed.process_count() == 1
+    if alone:
+        interruption.install_handlers()
     with ExitStack() as held:
         if main:
             ensure_writable(output_dir)
@@ -66,8 +67,11 @@ def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -
             fingerprint = _prepare(directory, config_file, config, settings)
         else:
             fingerprint = ""
-        distributed.connect(select_device(settings.device).type)
-        distributed.wait_for_everyone()
+        if not alone:
+            distributed.connect(select_device(settings.device).type)
+            distributed.wait_for_everyone()
+            # Not before: a process that waits for one that has failed is ended by the launcher's first signal.
+            interruption.install_handlers()
         if directory.done_file.exists():
             if main:
                 typer.echo(f"{output_dir}: done already, with the same configuration and inputs")
@@ -75,6 +79,7 @@ def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -
         if config_file.resolve() != directory.config_file:
             config_file, overrides = directory.config_file, []
         run_stage_file(config_file, kind, directory, fingerprint, overrides)
+        distributed.disconnect()
     if main:
         typer.echo(f"{output_dir}: done; the model is in {directory.model}")
 
@@ -128,7 +133,9 @@ def _left_by_another(directory: StageDirectory) -> list[Path]:
         directory.model,
         directory.metrics_file,
         directory.checkpoints,
+        directory.adapter,
         directory.answers,
+        directory.tracking,
         directory.samples,
         directory.samples.with_name("samples.jsonl.partial"),
         directory.dataset,

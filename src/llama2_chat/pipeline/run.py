@@ -177,6 +177,7 @@ def run_stage_file(
     record = {"fingerprint": fingerprint, "kind": kind, "wall_seconds": round(seconds, 3), "metrics": metrics}
     if is_main_process():
         write_json(directory.done_file, record)
+        directory.drop_progress()  # not before: a kill while the model is written is continued from it
     directory.events.write("stage_finished", kind=kind, seconds=seconds)
     return metrics
 
