@@ -86,7 +86,7 @@ def our_trainer(model: LlamaForCausalLM, dialogues: list[TokenizedDialogue], fol
     keep_freed_memory()
     rows = pack(dialogues, ROW_TOKENS)
     training = SftTraining(
-        batch_size=ROWS_PER_STEP, micro_batch_size=2, epochs=1.0, sequence_length=ROW_TOKENS
+        batch_size=ROWS_PER_STEP, micro_batch_size=1, epochs=1.0, sequence_length=ROW_TOKENS
     )
     settings = RunSettings(base_model=BaseModelSource(path="-"), device="cpu")
     arguments = trainer_arguments(training, settings, Path(folder), len(rows)) | {"save_strategy": "no"}
