@@ -62,15 +62,18 @@ def test_the_example_of_several_data_sets_runs(tmp_path: Path) -> None:
     assert {"before", "after", "files", "lengths"} <= set(found["counts"]["held_out"])
 
 
-@pytest.mark.parametrize("name", ["smollm2-135m", "stories260k"])
-def test_single_stage_configurations_are_valid(
-    name: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """recipes/*/sft.yaml: loaded as the command loads them, with rows for training and rows held out apart."""
+@pytest.fixture
+def inputs_there(data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data that recipes name, and in place of the model that `make smollm2-135m` fetches an empty file."""
     monkeypatch.setenv("LLAMA2_CHAT_DATA", str(data_folder))
     monkeypatch.setenv("LLAMA2_CHAT_MODELS", str(tmp_path))
     (tmp_path / "smollm2-135m").mkdir()
     (tmp_path / "smollm2-135m" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "stories260k"])
+def test_single_stage_configurations_are_valid(name: str, inputs_there: None, tmp_path: Path) -> None:
+    """recipes/*/sft.yaml: loaded as the command loads them, with rows for training and rows held out apart."""
     file = ROOT / "recipes" / name / "sft.yaml"
     config, settings = load_stage_config(file, "sft", made_data=tmp_path / "data")
     assert config.dialogues == [str(tmp_path / "data" / "demonstrations.jsonl")]  # type: ignore[attr-defined]
@@ -135,13 +138,6 @@ def test_commands_that_are_named_exist() -> None:
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "stories260k", "tiny"])
-def test_packaged_recipes_are_valid(
-    name: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LLAMA2_CHAT_DATA", str(data_folder))
-    # What `make smollm2-135m` fetches; here it only has to be there.
-    monkeypatch.setenv("LLAMA2_CHAT_MODELS", str(tmp_path))
-    (tmp_path / "smollm2-135m").mkdir()
-    (tmp_path / "smollm2-135m" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+def test_packaged_recipes_are_valid(name: str, inputs_there: None) -> None:
     assert name in packaged_recipes()
     assert "rejection_sampling" in load_recipe(name).stages

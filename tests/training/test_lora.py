@@ -5,35 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
+import small_sft
 import torch
 
 from llama2_chat.errors import UserInputError
 from llama2_chat.lora import merged, plain_model, with_adapter
 from llama2_chat.settings import LoraConfig
-from llama2_chat.sft.config import SftTraining
-from llama2_chat.sft.trainer import train_sequences
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
 
 
 def train(model, dialogues, settings, directory, **changes):
-    values = {
-        "learning_rate": 1e-2,
-        "batch_size": 4,
-        "epochs": 2,
-        "sequence_length": 32,
-        "checkpoint_steps": 3,
-        "lora": LORA,
-        **changes,
-    }
-    return train_sequences(
-        model,
-        dialogues,
-        training=SftTraining(**values),
-        settings=settings,
-        directory=directory,
-        padding_id=0,
-        description="test",
+    return small_sft.train(
+        model, dialogues, settings, directory, **{"learning_rate": 1e-2, "lora": LORA, **changes}
     )
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,14 +104,16 @@ def ask(file: Path) -> Questions:
     return Questions([(Message("user", "5 6"),), (Message("user", "7"),)], _Format(), 0, file)
 
 
+def asked_every_second_step(tiny_llama, dialogues, settings, directory, *, checkpoint_steps: int) -> None:
+    held_out = HeldOut(pack(dialogues[:8], 32), 0, every=2, questions=ask(directory.answers))
+    train(tiny_llama(), dialogues, settings, directory, held_out, epochs=3, checkpoint_steps=checkpoint_steps)
+
+
 def test_answers_in_the_course_of_training(
     tiny_llama, dialogues, settings, stage_directory, interrupted_after, capsys
 ) -> None:
     """Interrupted and resumed leaves the same answers and metrics as uninterrupted, to the byte."""
-
-    def run(directory) -> None:
-        held_out = HeldOut(pack(dialogues[:8], 32), 0, every=2, questions=ask(directory.answers))
-        train(tiny_llama(), dialogues, settings, directory, held_out, epochs=3, checkpoint_steps=3)
+    run = partial(asked_every_second_step, tiny_llama, dialogues, settings, checkpoint_steps=3)
 
     whole, broken = stage_directory("whole"), stage_directory("broken")
     run(whole)
@@ -155,10 +158,7 @@ def test_a_signal_before_a_measurement_waits_for_the_checkpoint(
     tiny_llama, dialogues, settings, stage_directory, monkeypatch
 ) -> None:
     """SIGTERM as step 4 ends, before it is measured and questions are answered, against a run without a signal."""
-
-    def run(directory) -> None:
-        held_out = HeldOut(pack(dialogues[:8], 32), 0, every=2, questions=ask(directory.answers))
-        train(tiny_llama(), dialogues, settings, directory, held_out, epochs=3, checkpoint_steps=100)
+    run = partial(asked_every_second_step, tiny_llama, dialogues, settings, checkpoint_steps=100)
 
     whole, broken = stage_directory("whole"), stage_directory("broken")
     run(whole)
