@@ -15,7 +15,7 @@ from llama2_chat.dialogue import Message, Preference
 from llama2_chat.jsonl import read_preferences
 from llama2_chat.reductions import announce_reductions
 from llama2_chat.reward.loss import rating_margins
-from llama2_chat.reward.pooling import pack_dialogues
+from llama2_chat.reward.pooling import SEPARATE, RowLayout, pack_dialogues, tree_size, trees_of
 from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenization import fit_to_length, tokenize_dialogue
 
@@ -178,13 +178,25 @@ def training_columns(
     }
 
 
-def collate_pairs(rows: Sequence[Mapping[str, Any]], padding_id: int) -> dict[str, torch.Tensor]:
+def tokens_of(pairs: Sequence[tuple[list[int], list[int]]], layout: RowLayout) -> dict[str, int]:
+    """How many tokens both dialogues of every pair have, and how many are `computed` where a pair shares its prompt."""
+    return {
+        "dialogues": sum(len(ids) for pair in pairs for ids in pair),
+        "computed": sum(
+            tree_size(tree, pair) for pair in pairs for tree in trees_of(pair, share=layout.share)
+        ),
+    }
+
+
+def collate_pairs(
+    rows: Sequence[Mapping[str, Any]], padding_id: int, layout: RowLayout = SEPARATE
+) -> dict[str, torch.Tensor]:
     """B pairs as 2B packed dialogues, the chosen ones first.
 
     `margin` is float32 (B,), the `safe` labels int64 (2B,), also where a row has no rating or label.
     """
     packed = pack_dialogues(
-        [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows], padding_id
+        [row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows], padding_id, layout
     )
     return {
         "input_ids": packed.input_ids,

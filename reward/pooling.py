@@ -1,8 +1,10 @@
 """A reward model's score is read at each dialogue's last real token, found by its length.
 
-Never by searching for the padding id: with a tokenizer that pads with EOS, that search ends one token
-early. The dialogues of a batch are packed into rows as long as the longest of them, isolated from each
-other by positions that restart (see `llama2_chat.packing`), so hardly any padding is computed.
+Never by searching for the padding id: with a tokenizer that pads with EOS, that search ends one token early.
+
+What several dialogues begin with is computed once (`trees_of`): both answers of a pair, or all answers to a prompt,
+follow the prompt in one row as branches (`llama2_chat.packed_attention`). Trees share rows, isolated from each
+other, so hardly any padding is computed, or none.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llama2_chat.packed_attention import PACKED_ATTENTION, shares_beginnings, tree_mask
 from llama2_chat.packing import best_fit_decreasing
+
+LEAST_SHARED = 8
+"""Fewer common tokens than this (the start of a chat format, say) are not worth a branch."""
+LONGEST_TREE = 4096
+"""No tree grows beyond so many tokens: a mask over it has their square, and a CPU's caches are full before."""
+
+Dialogues = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +42,123 @@ class PackedDialogues:
     ends: Tensor
 
 
-def pack_dialogues(dialogues: Sequence[Sequence[int]], padding_id: int) -> PackedDialogues:
-    """Lay dialogues end to end into rows as long as the longest; what is left of a row is an isolated piece."""
-    longest = max(len(dialogue) for dialogue in dialogues)
-    bins = best_fit_decreasing([len(dialogue) for dialogue in dialogues], longest)
-    ids = torch.full((len(bins), longest), padding_id)
-    positions = torch.zeros((len(bins), longest), dtype=torch.long)
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """How a model's rows are laid out."""
+
+    share: bool
+    """Whether it computes branches."""
+    one_row: bool
+    """Whether a row costs no more than its pieces, so that all go into one and none is padded."""
+
+
+SEPARATE = RowLayout(share=False, one_row=False)
+"""Every dialogue on its own; what any model can take."""
+
+
+def row_layout(model: PreTrainedModel) -> RowLayout:
+    """The best layout that the model's attention allows."""
+    return RowLayout(
+        share=shares_beginnings(model), one_row=model.config._attn_implementation == PACKED_ATTENTION
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Dialogue `number` from its token `start` on; what comes before is in its tree's first branch."""
+
+    number: int
+    start: int
+
+
+Tree = list[Branch]
+
+
+def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common before they first differ."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))
+
+
+def trees_of(dialogues: Dialogues, *, share: bool = True) -> list[Tree]:
+    """Dialogues grouped by what they begin with, or each on its own where `share` is False.
+
+    Every branch but the first of a tree shares its first `start` tokens with the first, and has at least one of its
+    own. The trees are a function of the dialogues alone and hold each of them once.
+    """
+    if not share:
+        return [[Branch(number, 0)] for number in range(len(dialogues))]
+    trees: list[Tree] = []
+    size = 0
+    # Sorted, those that begin alike are neighbours, and each shares no more with the first than the one before it: so
+    # a branch never begins at the position after its neighbour's last, where it would be read as more of that one.
+    for number in sorted(range(len(dialogues)), key=lambda n: (dialogues[n], n)):
+        ids = dialogues[number]
+        if trees:
+            start = min(common_beginning(dialogues[trees[-1][0].number], ids), len(ids) - 1)
+            if start >= LEAST_SHARED and size + len(ids) - start <= LONGEST_TREE:
+                trees[-1].append(Branch(number, start))
+                size += len(ids) - start
+                continue
+        trees.append([Branch(number, 0)])
+        size = len(ids)
+    return trees
+
+
+def tree_size(tree: Tree, dialogues: Dialogues) -> int:
+    """Tokens that are computed for a tree."""
+    return sum(len(dialogues[branch.number]) - branch.start for branch in tree)
+
+
+def pack_dialogues(
+    dialogues: Dialogues,
+    padding_id: int,
+    layout: RowLayout = SEPARATE,
+    *,
+    trees: Sequence[Tree] | None = None,
+) -> PackedDialogues:
+    """Lay dialogues end to end into rows as long as the longest tree; what is left of a row is an isolated piece.
+
+    Args:
+        dialogues: At least one, each of at least one token.
+        padding_id: Any id of the vocabulary; nothing sees it.
+        trees: What `trees_of` made of the dialogues, where that is known already.
+    """
+    if trees is None:
+        trees = trees_of(dialogues, share=layout.share)
+    sizes = [tree_size(tree, dialogues) for tree in trees]
+    width = sum(sizes) if layout.one_row else max(sizes)
+    bins = best_fit_decreasing(sizes, width)
+    ids = torch.full((len(bins), width), padding_id)
+    positions = torch.zeros((len(bins), width), dtype=torch.long)
     rows, ends = torch.zeros(len(dialogues), dtype=torch.long), torch.zeros(len(dialogues), dtype=torch.long)
     for row, members in enumerate(bins):
-        start = 0
-        for index in members:
-            end = start + len(dialogues[index])
-            ids[row, start:end] = torch.tensor(dialogues[index])
-            positions[row, start:end] = torch.arange(end - start)
-            rows[index], ends[index] = row, end - 1
-            start = end
-        positions[row, start:] = torch.arange(longest - start)
+        place = 0
+        for branch in (branch for tree in members for branch in trees[tree]):
+            tokens = dialogues[branch.number]
+            end = place + len(tokens) - branch.start
+            ids[row, place:end] = torch.tensor(tokens[branch.start :])
+            positions[row, place:end] = torch.arange(branch.start, len(tokens))
+            rows[branch.number], ends[branch.number] = row, end - 1
+            place = end
+        positions[row, place:] = torch.arange(width - place)
     return PackedDialogues(ids, positions, rows, ends)
 
 
 def scores_at_ends(
-    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, rows: Tensor, ends: Tensor
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    rows: Tensor,
+    ends: Tensor,
 ) -> Tensor:
     """The scalar head's output at each dialogue's last token, float32 (N,); arguments as in `PackedDialogues`."""
+    layout = row_layout(model)
+    mask = tree_mask(position_ids) if layout.share and not layout.one_row else None
     hidden_RSH = model.base_model(
-        input_ids=input_ids, position_ids=position_ids, use_cache=False
+        input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False
     ).last_hidden_state
     head: torch.nn.Module = model.score  # type: ignore[assignment]
     scores: Tensor = head(hidden_RSH[rows, ends]).squeeze(-1).float()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import torch
@@ -17,7 +18,15 @@ from llama2_chat.errors import UserInputError
 from llama2_chat.models import load_reward_model
 from llama2_chat.ppo.rewards import combine_scores
 from llama2_chat.reward.data import encode_dialogue
-from llama2_chat.reward.pooling import pack_dialogues, scores_at_ends
+from llama2_chat.reward.pooling import (
+    Branch,
+    Tree,
+    pack_dialogues,
+    row_layout,
+    scores_at_ends,
+    tree_size,
+    trees_of,
+)
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.tokenizers import load_tokenizer
 
@@ -53,6 +62,7 @@ class RewardModel:
         self.padding_id = padding_id
         self.name = name
         self.max_tokens = int(getattr(model.config, "max_position_embeddings", 4096))
+        self._one_at_a_time = Lock()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str = "auto") -> RewardModel:
@@ -79,19 +89,39 @@ class RewardModel:
         return self.score_tokens([self.encode(messages) for messages in distinct])[places]
 
     @torch.no_grad()
-    def score_tokens(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Raw scores, float32 (B,), on the CPU; rows of similar length share a forward pass."""
-        scores = torch.zeros(len(rows))
-        order = sorted(range(len(rows)), key=lambda index: (len(rows[index]), index))
-        while order:
-            # The longest row of the batch sets its width, so batches are cut from the long end.
-            count = max(1, _TOKEN_BUDGET[self.model.device.type] // len(rows[order[-1]]))
-            batch, order = order[-count:], order[:-count]
-            packed = pack_dialogues([rows[index] for index in batch], self.padding_id)
+    def score_tokens(self, dialogues: Sequence[Sequence[int]]) -> Tensor:
+        """Raw scores, float32 (B,), on the CPU; what several dialogues begin with is computed once."""
+        scores = torch.zeros(len(dialogues))
+        layout = row_layout(self.model)
+        for trees in self._batches(trees_of(dialogues, share=layout.share), dialogues):
+            numbers = [branch.number for tree in trees for branch in tree]
+            places = iter(range(len(numbers)))
+            packed = pack_dialogues(
+                [dialogues[number] for number in numbers],
+                self.padding_id,
+                layout,
+                trees=[[Branch(next(places), branch.start) for branch in tree] for tree in trees],
+            )
             tensors = (packed.input_ids, packed.position_ids, packed.rows, packed.ends)
-            device = self.model.device
-            scores[batch] = scores_at_ends(self.model, *(tensor.to(device) for tensor in tensors)).cpu()
+            with self._one_at_a_time:
+                found = scores_at_ends(self.model, *(tensor.to(self.model.device) for tensor in tensors))
+            scores[numbers] = found.cpu()
         return scores
+
+    def _batches(self, trees: Sequence[Tree], dialogues: Sequence[Sequence[int]]) -> Iterator[list[Tree]]:
+        """Trees of similar size, together within the token budget where there is more than one."""
+        budget = _TOKEN_BUDGET[self.model.device.type]
+        sizes = [tree_size(tree, dialogues) for tree in trees]
+        batch: list[Tree] = []
+        total = 0
+        for number in sorted(range(len(trees)), key=lambda n: (-sizes[n], n)):
+            if batch and total + sizes[number] > budget:
+                yield batch
+                batch, total = [], 0
+            batch.append(trees[number])
+            total += sizes[number]
+        if batch:
+            yield batch
 
 
 class RewardScorer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import chain
 from typing import Any
 
@@ -13,9 +14,9 @@ from llama2_chat.lora import merged, with_adapter
 from llama2_chat.model_card import model_card
 from llama2_chat.models import reward_model_from_policy, save_model, seed_everything
 from llama2_chat.reward.config import RewardConfig
-from llama2_chat.reward.data import PairReport, collate_pairs, read_pairs, training_columns
+from llama2_chat.reward.data import PairReport, collate_pairs, read_pairs, tokens_of, training_columns
 from llama2_chat.reward.held_out import held_out_metrics
-from llama2_chat.reward.pooling import pool_at_ends, unpool
+from llama2_chat.reward.pooling import pool_at_ends, row_layout, unpool
 from llama2_chat.reward.scoring import RewardModel
 from llama2_chat.reward.trainer import MarginRewardTrainer
 from llama2_chat.settings import RunSettings
@@ -45,23 +46,31 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     tokens = list(chain.from_iterable(file.tokens for file in files))
     report = sum((file.report for file in files), PairReport())
     if pairs and report.unrated == len(pairs) and config.margin != "none":
-        directory.events.write("warning", message="no pair has a rating: every margin is 0")
+        directory.warn("no pair has a rating: every margin is 0")
     columns = training_columns(pairs, tokens, margin_table=config.margin)
     model = reward_model_from_policy(config.model, settings, gguf_file=gguf_file)
     model.config.pad_token_id = tokenizer.padding_id
     arguments = trainer_arguments(config.training, settings, directory.checkpoints, len(pairs))
     seed_everything(settings.seed)
+    layout = row_layout(model)
+    if not layout.share:
+        directory.warn(
+            f"the attention of {type(model).__name__} cannot share a prompt between its two answers: every prompt is "
+            "computed twice"
+        )
     pool_at_ends(model)
     trained_model = with_adapter(model, config.training.lora, settings.seed)
     trainer = MarginRewardTrainer(
         model=trained_model,
         args=keep_to_device(TrlRewardConfig(**arguments), settings),
         train_dataset=Dataset.from_dict(columns),
-        data_collator=lambda batch: collate_pairs(batch, tokenizer.padding_id),
+        data_collator=lambda batch: collate_pairs(batch, tokenizer.padding_id, layout),
         processing_class=placeholder_tokenizer(tokenizer.padding_id),
         safety_weight=config.safety_weight,
     )
+    started = time.perf_counter()
     metrics = run_trainer(trainer, directory, f"{directory.path.name}: reward", report_to=settings.report_to)
+    directory.events.write("training_rate", pairs=len(pairs), seconds=time.perf_counter() - started)
     unpool(model)
     merged(trained_model, directory.adapter)
     save_model(
@@ -75,6 +84,7 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
         "domain": config.domain,
         "pairs": report.to_row(),
         "pairs_by_file": [file.to_row() for file in files],
+        "tokens": tokens_of(tokens, layout),
         **metrics,
         **held_out,
     }

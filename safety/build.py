@@ -132,10 +132,7 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _keep_policy(path: str, settings: RunSettings, directory: StageDirectory, card: str) -> None:
     """A policy that the preprompt cannot improve is a good result, not a failure: it goes on unchanged."""
-    directory.events.write(
-        "warning",
-        message="no answer under the preprompt is safer than the policy's own: the model is unchanged",
-    )
+    directory.warn("no answer under the preprompt is safer than the policy's own: the model is unchanged")
     gguf_file = settings.gguf_file_of(path)
     tokenizer = load_tokenizer(path, gguf_file)
     build_chat_format(settings.chat_format, tokenizer)  # the tokenizer is saved with its template

@@ -1,12 +1,17 @@
-"""Attention on the CPU that computes nothing between the dialogues of a packed row.
+"""Attention within the pieces of a packed row: whole dialogues, and branches that share the beginning of one.
 
-transformers masks what lies outside a dialogue, but multiplies it all the same: a row of 900 tokens costs 900²
-for every layer and head, where its sixteen dialogues of 55 tokens need a sixteenth of that. Here each dialogue is
-attended to on its own. Where it begins is read from the positions, which restart there (`packing.py`).
+The positions say what a row holds. Where they restart at 0 a dialogue begins (`packing.py`). Where they restart at
+p > 0 a branch begins: it continues the first p tokens of the last dialogue before it in the row, as the second answer
+to a prompt does, and sees those and itself. So a prompt is computed once for all of its answers (`reward/pooling.py`).
+
+On the CPU each piece is attended to on its own: transformers masks what lies outside a dialogue, but multiplies it all
+the same: a row of 900 tokens costs 900² for every layer and head, where its sixteen dialogues of 55 tokens need a
+sixteenth of that. Elsewhere `tree_mask` says the same as a mask.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,18 +50,83 @@ def _has_plain_causal_attention(config: PretrainedConfig) -> bool:
     )
 
 
-def piece_lengths(position_ids: Tensor) -> list[int]:
-    """Lengths of the pieces of all rows, row after row.
+def shares_beginnings(model: PreTrainedModel) -> bool:
+    """Whether the model can compute branches: causal attention over all that precedes, with positions that rotate."""
+    implementations = (PACKED_ATTENTION, "sdpa", "eager")
+    return _has_plain_causal_attention(model.config) and model.config._attn_implementation in implementations
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of tokens with consecutive positions: a dialogue, or a branch of one."""
+
+    length: int
+    root: int
+    """Number of the piece whose beginning it shares; its own where it is a dialogue."""
+    shared: int
+    """Tokens of the root that it sees."""
+
+
+def pieces_of(position_ids: Tensor) -> list[Piece]:
+    """The pieces of all rows, row after row.
 
     A piece begins with its row and wherever a position does not follow the one before it, as transformers has it.
 
     Args:
         position_ids: (R, S).
+
+    Raises:
+        ValueError: a branch continues more tokens than the dialogue before it has.
     """
     begins = torch.ones_like(position_ids, dtype=torch.bool)
     begins[:, 1:] = position_ids.diff(dim=-1) != 1
     starts = begins.flatten().nonzero().flatten().tolist()
-    return [end - start for start, end in zip(starts, [*starts[1:], position_ids.numel()], strict=True)]
+    positions = position_ids.flatten()[starts].tolist()
+    row_length = position_ids.shape[-1]
+    pieces: list[Piece] = []
+    root = 0
+    for number, (start, end, position) in enumerate(
+        zip(starts, [*starts[1:], position_ids.numel()], positions, strict=True)
+    ):
+        if position == 0 or start % row_length == 0:
+            root, position = number, 0
+        elif position > pieces[root].length:
+            raise ValueError(
+                f"a branch continues {position} tokens, the dialogue before it has {pieces[root].length}"
+            )
+        pieces.append(Piece(end - start, root, position))
+    return pieces
+
+
+def tree_mask(position_ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What each token may see, as transformers adds it to the scores of attention.
+
+    Args:
+        position_ids: (R, S).
+
+    Returns:
+        (R, 1, S, S) of `dtype`: 0 where the token of the third axis sees that of the fourth, else the least number.
+    """
+    begins = torch.ones_like(position_ids, dtype=torch.bool)
+    begins[:, 1:] = position_ids.diff(dim=-1) != 1
+    piece = begins.cumsum(-1)
+    roots = begins & (position_ids == 0)
+    roots[:, 0] = True
+    tree = roots.cumsum(-1)
+    # Of every token: where its piece begins, which is how much of the root it sees.
+    places = torch.arange(position_ids.shape[-1], device=position_ids.device)
+    first = torch.where(begins, places, 0).cummax(-1).values
+    shared = position_ids.gather(-1, first)
+    in_root = piece == torch.where(roots, piece, 0).cummax(-1).values
+    within = (piece[:, :, None] == piece[:, None, :]) & (places[:, None] >= places[None, :])
+    before = (
+        (tree[:, :, None] == tree[:, None, :])
+        & in_root[:, None, :]
+        & (position_ids[:, None, :] < shared[:, :, None])
+        & ~in_root[:, :, None]
+    )
+    mask = torch.full(within.shape, torch.finfo(dtype).min, dtype=dtype, device=position_ids.device)
+    return mask.masked_fill(within | before, 0.0)[:, None]
 
 
 def _attend(
@@ -71,22 +141,32 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Causal attention within each piece: query (R, H, S, D), key and value (R, K, S, D), output (R, S, H, D)."""
     rows, heads, length, size = query.shape
-    pieces: list[int] = []
+    pieces: list[Piece] = []
     if attention_mask is None and position_ids is not None and key.shape[2] == length > 1:
-        pieces = piece_lengths(position_ids.expand(rows, length))
+        pieces = pieces_of(position_ids.expand(rows, length))
     if len(pieces) <= rows:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, position_ids=position_ids, **kwargs
         )
     # Laid end to end and split once: the gradients of slices would each be as large as the whole.
     queries, keys, values = (
-        torch.split(t.transpose(0, 1).reshape(1, t.shape[1], rows * length, size), pieces, dim=2)
+        torch.split(
+            t.transpose(0, 1).reshape(1, t.shape[1], rows * length, size), [p.length for p in pieces], dim=2
+        )
         for t in (query, key, value)
     )
-    attended = [
-        functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
-        for q, k, v in zip(queries, keys, values, strict=True)
-    ]
+    attended = []
+    for number, piece in enumerate(pieces):
+        q, k, v, mask = queries[number], keys[number], values[number], None
+        if piece.shared:
+            k = torch.cat([keys[piece.root][:, :, : piece.shared], k], dim=2)
+            v = torch.cat([values[piece.root][:, :, : piece.shared], v], dim=2)
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(piece.shared)
+        attended.append(
+            functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+            )
+        )
     return torch.cat(attended, dim=2).transpose(1, 2).reshape(rows, length, heads, size), None
 
 

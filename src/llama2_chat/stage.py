@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,12 @@ class StageDirectory:
     def tracking(self) -> Path:
         """Where a tracker that writes files puts them."""
         return self.path / "tracking"
+
+    def warn(self, message: str) -> None:
+        """Say what the user should know of and need not act on: a line on standard error and an event."""
+        if is_main_process():
+            print(f"{self.path.name}: {message}", file=sys.stderr, flush=True)
+        self.events.write("warning", message=message)
 
     def drop_progress(self) -> None:
         """Remove from the checkpoints what only a stage that goes on needs; their weights stay."""

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from llama2_chat.packed_attention import PACKED_ATTENTION, piece_lengths, use_packed_attention
+from llama2_chat.packed_attention import PACKED_ATTENTION, pieces_of, use_packed_attention
 
 SIZES = {
     "hidden_size": 32,
@@ -66,8 +66,9 @@ def loss_and_gradients(
 
 
 def test_lengths_of_the_pieces(packed: tuple[Tensor, Tensor]) -> None:
-    assert piece_lengths(packed[1]) == [5, 1, 6, 12, 4, 8]
-    assert piece_lengths(torch.tensor([[3, 4, 7, 8, 2]])) == [2, 2, 1]
+    pieces = pieces_of(packed[1])
+    assert [piece.length for piece in pieces] == [5, 1, 6, 12, 4, 8]
+    assert all(piece.root == number and piece.shared == 0 for number, piece in enumerate(pieces))
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])

@@ -13,7 +13,7 @@ from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 
 from llama2_chat.reward.config import RewardTraining
 from llama2_chat.reward.data import collate_pairs
-from llama2_chat.reward.pooling import pack_dialogues, pool_at_ends, scores_at_ends, unpool
+from llama2_chat.reward.pooling import pack_dialogues, pool_at_ends, row_layout, scores_at_ends, unpool
 from llama2_chat.reward.trainer import MarginRewardTrainer
 from llama2_chat.training import placeholder_tokenizer, run_trainer, trainer_arguments
 
@@ -68,7 +68,7 @@ def train(model, columns, settings, directory, *, safety_weight=0.0, **changes):
         model=model,
         args=TrlRewardConfig(**trainer_arguments(training, settings, directory.checkpoints, count)),
         train_dataset=Dataset.from_dict(columns),
-        data_collator=lambda rows: collate_pairs(rows, 0),
+        data_collator=lambda rows: collate_pairs(rows, 0, row_layout(model)),
         processing_class=placeholder_tokenizer(0),
         safety_weight=safety_weight,
     )
