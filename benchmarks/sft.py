@@ -13,11 +13,7 @@ token, attention within a dialogue, the head at trained positions only.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +26,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from measuring import as_json, in_turn, layer_weights, matmul_peak, peak_memory
 from smollm2_shape import smollm2_shape
 from transformers import LlamaForCausalLM, Trainer
 from trl.trainer.sft_config import SFTConfig
@@ -133,7 +130,7 @@ def measure(side: str, policy: str, options: Options) -> dict[str, Any]:
     return {
         "tokens_per_second": tokens / seconds,
         "steps": trainer.state.global_step,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "memory": peak_memory(),
         "share_of_peak": useful_operations(dialogues, options.layers) / seconds / matmul_peak(),
     }
 
@@ -141,40 +138,17 @@ def measure(side: str, policy: str, options: Options) -> dict[str, Any]:
 def useful_operations(dialogues: list[TokenizedDialogue], layers: int) -> float:
     """Floating-point operations of forward and backward that no implementation could leave out."""
     shape = smollm2_shape(layers)
-    hidden, head_size = shape.hidden_size, shape.hidden_size // shape.num_attention_heads
-    key_value_width = shape.num_key_value_heads * head_size
-    weights = layers * (2 * hidden * (hidden + key_value_width) + 3 * hidden * shape.intermediate_size)
     tokens = sum(len(d.input_ids) for d in dialogues)
-    attention = sum(6 * layers * hidden * len(d.input_ids) ** 2 for d in dialogues)
-    head = 6 * hidden * shape.vocab_size * sum(sum(d.loss_mask) for d in dialogues)
-    return 6 * weights * tokens + attention + head
-
-
-def matmul_peak() -> float:
-    """Operations a second of the best of five 2048 x 2048 x 2048 products."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - started)
-    return 2 * 2048**3 / best
+    attention = sum(6 * layers * shape.hidden_size * len(d.input_ids) ** 2 for d in dialogues)
+    head = 6 * shape.hidden_size * shape.vocab_size * sum(sum(d.loss_mask) for d in dialogues)
+    return 6 * layer_weights(layers) * tokens + attention + head
 
 
 def compare(policy: str, options: Options) -> None:
     """All sides in turn, `rounds` times; medians."""
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in ("ours", *PEERS)}
-    for _ in range(options.rounds):
-        for side, found in runs.items():
-            command = [sys.executable, __file__, "--measure", side, policy, *sys.argv[1:]]
-            ended = subprocess.run(command, capture_output=True, text=True)
-            if ended.returncode:
-                sys.exit(ended.stderr.strip().splitlines()[-1])
-            found.append(json.loads(ended.stdout.splitlines()[-1]))
-    medians = {
-        side: {key: statistics.median(run[key] for run in found) for key in found[0]}
-        for side, found in runs.items()
-    }
+    sides = ("ours", *PEERS)
+    shape = ("--policy", policy, "--layers", str(options.layers), "--dialogues", str(options.dialogues))
+    medians = in_turn(__file__, sides, options.rounds, shape)
     best = max(PEERS, key=lambda side: medians[side]["tokens_per_second"])
     for side, median in medians.items():
         share = f", {median['share_of_peak']:.0%} of the matmul peak" if side == "ours" else ""
@@ -191,11 +165,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--dialogues", type=int, default=160)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", nargs=2, metavar=("SIDE", "POLICY"), help="one measurement, as JSON")
+    parser.add_argument("--measure", metavar="SIDE", help="one measurement, as JSON")
+    parser.add_argument("--policy", default="all_answers", help="of that measurement")
     arguments = parser.parse_args()
     options = Options(arguments.layers, arguments.dialogues, arguments.rounds)
     if arguments.measure:
-        print(json.dumps(measure(*arguments.measure, options)))
+        as_json(measure(arguments.measure, arguments.policy, options))
         return
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}, "

@@ -23,8 +23,8 @@ from llama2_chat.packing import best_fit_decreasing
 
 LEAST_SHARED = 8
 """Fewer common tokens than this (the start of a chat format, say) are not worth a branch."""
-LONGEST_TREE = 4096
-"""No tree grows beyond so many tokens: a mask over it has their square, and a CPU's caches are full before."""
+LONGEST_TREE = 2048
+"""Sharing makes no tree of more tokens: a mask over it has their square."""
 
 Dialogues = Sequence[Sequence[int]]
 
@@ -65,7 +65,7 @@ def row_layout(model: PreTrainedModel) -> RowLayout:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Dialogue `number` from its token `start` on; what comes before is in its tree's first branch."""
+    """Dialogue `number` from its token `start` on; it begins as the branch before it does."""
 
     number: int
     start: int
@@ -85,25 +85,24 @@ def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
 def trees_of(dialogues: Dialogues, *, share: bool = True) -> list[Tree]:
     """Dialogues grouped by what they begin with, or each on its own where `share` is False.
 
-    Every branch but the first of a tree shares its first `start` tokens with the first, and has at least one of its
-    own. The trees are a function of the dialogues alone and hold each of them once.
+    A branch shares its first `start` tokens with the one before it in its tree, and has at least one of its own. The
+    trees are a function of the dialogues alone and hold each of them once.
     """
     if not share:
         return [[Branch(number, 0)] for number in range(len(dialogues))]
     trees: list[Tree] = []
-    size = 0
-    # Sorted, those that begin alike are neighbours, and each shares no more with the first than the one before it: so
-    # a branch never begins at the position after its neighbour's last, where it would be read as more of that one.
+    size, before = 0, dialogues[0][:0]
+    # In this order a dialogue has most in common with the one before it.
     for number in sorted(range(len(dialogues)), key=lambda n: (dialogues[n], n)):
         ids = dialogues[number]
-        if trees:
-            start = min(common_beginning(dialogues[trees[-1][0].number], ids), len(ids) - 1)
-            if start >= LEAST_SHARED and size + len(ids) - start <= LONGEST_TREE:
-                trees[-1].append(Branch(number, start))
-                size += len(ids) - start
-                continue
-        trees.append([Branch(number, 0)])
-        size = len(ids)
+        start = min(common_beginning(before, ids), len(ids) - 1)
+        if trees and start >= LEAST_SHARED and size + len(ids) - start <= LONGEST_TREE:
+            trees[-1].append(Branch(number, start))
+            size += len(ids) - start
+        else:
+            trees.append([Branch(number, 0)])
+            size = len(ids)
+        before = ids
     return trees
 
 

@@ -1,8 +1,8 @@
 """Attention within the pieces of a packed row: whole dialogues, and branches that share the beginning of one.
 
-The positions say what a row holds. Where they restart at 0 a dialogue begins (`packing.py`). Where they restart at
-p > 0 a branch begins: it continues the first p tokens of the last dialogue before it in the row, as the second answer
-to a prompt does, and sees those and itself. So a prompt is computed once for all of its answers (`reward/pooling.py`).
+The positions say what a row holds. Where they restart at 0 a dialogue begins (`packing.py`). Where they fall back to
+p > 0 a branch begins: of what the token before it sees, it sees the first p tokens, and goes on from there, as the
+second answer to a prompt does. So a prompt is computed once for all of its answers (`reward/pooling.py`).
 
 On the CPU each piece is attended to on its own: transformers masks what lies outside a dialogue, but multiplies it all
 the same: a row of 900 tokens costs 900² for every layer and head, where its sixteen dialogues of 55 tokens need a
@@ -61,10 +61,8 @@ class Piece:
     """A run of tokens with consecutive positions: a dialogue, or a branch of one."""
 
     length: int
-    root: int
-    """Number of the piece whose beginning it shares; its own where it is a dialogue."""
-    shared: int
-    """Tokens of the root that it sees."""
+    before: tuple[tuple[int, int], ...] = ()
+    """What a branch sees besides itself: of which pieces how many of their first tokens, in order."""
 
 
 def pieces_of(position_ids: Tensor) -> list[Piece]:
@@ -73,33 +71,42 @@ def pieces_of(position_ids: Tensor) -> list[Piece]:
     A piece begins with its row and wherever a position does not follow the one before it, as transformers has it.
 
     Args:
-        position_ids: (R, S).
+        position_ids: (R, S); every row begins at 0.
 
     Raises:
-        ValueError: a branch continues more tokens than the dialogue before it has.
+        ValueError: a branch goes on from more tokens than there are before it.
     """
     begins = torch.ones_like(position_ids, dtype=torch.bool)
     begins[:, 1:] = position_ids.diff(dim=-1) != 1
     starts = begins.flatten().nonzero().flatten().tolist()
     positions = position_ids.flatten()[starts].tolist()
-    row_length = position_ids.shape[-1]
     pieces: list[Piece] = []
-    root = 0
-    for number, (start, end, position) in enumerate(
-        zip(starts, [*starts[1:], position_ids.numel()], positions, strict=True)
-    ):
-        if position == 0 or start % row_length == 0:
-            root, position = number, 0
-        elif position > pieces[root].length:
-            raise ValueError(
-                f"a branch continues {position} tokens, the dialogue before it has {pieces[root].length}"
-            )
-        pieces.append(Piece(end - start, root, position))
+    path: list[tuple[int, int]] = []  # what the last token sees
+    for start, end, position in zip(starts, [*starts[1:], position_ids.numel()], positions, strict=True):
+        if start % position_ids.shape[-1] == 0:
+            path = []
+        path = _first(path, position)
+        pieces.append(Piece(end - start, tuple(path)))
+        path.append((len(pieces) - 1, end - start))
     return pieces
+
+
+def _first(path: list[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
+    """The first tokens of a path through pieces."""
+    kept, left = [], tokens
+    for piece, length in path:
+        if left > 0:
+            kept.append((piece, min(length, left)))
+            left -= length
+    if left > 0:
+        raise ValueError(f"a branch goes on from {tokens} tokens, before it are {tokens - left}")
+    return kept
 
 
 def tree_mask(position_ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """What each token may see, as transformers adds it to the scores of attention.
+
+    A token sees an earlier one if no position from there on has fallen back to that one's or below.
 
     Args:
         position_ids: (R, S).
@@ -107,26 +114,18 @@ def tree_mask(position_ids: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     Returns:
         (R, 1, S, S) of `dtype`: 0 where the token of the third axis sees that of the fourth, else the least number.
     """
-    begins = torch.ones_like(position_ids, dtype=torch.bool)
-    begins[:, 1:] = position_ids.diff(dim=-1) != 1
-    piece = begins.cumsum(-1)
-    roots = begins & (position_ids == 0)
-    roots[:, 0] = True
-    tree = roots.cumsum(-1)
-    # Of every token: where its piece begins, which is how much of the root it sees.
-    places = torch.arange(position_ids.shape[-1], device=position_ids.device)
-    first = torch.where(begins, places, 0).cummax(-1).values
-    shared = position_ids.gather(-1, first)
-    in_root = piece == torch.where(roots, piece, 0).cummax(-1).values
-    within = (piece[:, :, None] == piece[:, None, :]) & (places[:, None] >= places[None, :])
-    before = (
-        (tree[:, :, None] == tree[:, None, :])
-        & in_root[:, None, :]
-        & (position_ids[:, None, :] < shared[:, :, None])
-        & ~in_root[:, :, None]
+    rows, length = position_ids.shape
+    places = torch.arange(length, device=position_ids.device)
+    earlier = places[:, None] < places[None, :]
+    positions = position_ids.int()
+    lowest_since = (
+        positions[:, None, :].expand(rows, length, length).masked_fill(~earlier, length).cummin(-1).values
     )
-    mask = torch.full(within.shape, torch.finfo(dtype).min, dtype=dtype, device=position_ids.device)
-    return mask.masked_fill(within | before, 0.0)[:, None]
+    visible = (earlier & (lowest_since > positions[:, :, None])) | torch.eye(
+        length, dtype=torch.bool, device=position_ids.device
+    )
+    mask = torch.full(visible.shape, torch.finfo(dtype).min, dtype=dtype, device=position_ids.device)
+    return mask.masked_fill(visible.transpose(1, 2), 0.0)[:, None]
 
 
 def _attend(
@@ -158,10 +157,11 @@ def _attend(
     attended = []
     for number, piece in enumerate(pieces):
         q, k, v, mask = queries[number], keys[number], values[number], None
-        if piece.shared:
-            k = torch.cat([keys[piece.root][:, :, : piece.shared], k], dim=2)
-            v = torch.cat([values[piece.root][:, :, : piece.shared], v], dim=2)
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(piece.shared)
+        if piece.before:
+            k = torch.cat([*(keys[other][:, :, :count] for other, count in piece.before), k], dim=2)
+            v = torch.cat([*(values[other][:, :, :count] for other, count in piece.before), v], dim=2)
+            shared = k.shape[2] - q.shape[2]
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(shared)
         attended.append(
             functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True

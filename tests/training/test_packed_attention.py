@@ -68,7 +68,7 @@ def loss_and_gradients(
 def test_lengths_of_the_pieces(packed: tuple[Tensor, Tensor]) -> None:
     pieces = pieces_of(packed[1])
     assert [piece.length for piece in pieces] == [5, 1, 6, 12, 4, 8]
-    assert all(piece.root == number and piece.shared == 0 for number, piece in enumerate(pieces))
+    assert not any(piece.before for piece in pieces)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])

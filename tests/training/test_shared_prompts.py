@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import product
+from itertools import pairwise, product
 
 import peft
 import pytest
@@ -228,18 +228,14 @@ def test_a_prompt_is_computed_once(attention: str) -> None:
 
 
 def visible(input_ids: Tensor, position_ids: Tensor, row: int, end: int) -> list[int]:
-    """What token `end` of a row sees, from the definition: its branch back to its first token, then the beginning."""
-    place = end
-    tokens = []
-    while True:
+    """What token `end` of a row sees, from the definition: the last token before it of every lower position."""
+    tokens, place = [], end
+    for position in range(int(position_ids[row, end]), -1, -1):
+        while position_ids[row, place] != position:
+            assert position_ids[row, place] > position
+            place -= 1
         tokens.append(int(input_ids[row, place]))
-        position = int(position_ids[row, place])
-        if place == 0 or position == 0 or int(position_ids[row, place - 1]) != position - 1:
-            break
         place -= 1
-    if position:
-        root = max(p for p in range(place) if position_ids[row, p] == 0)
-        tokens += reversed(input_ids[row, root : root + position].tolist())
     return tokens[::-1]
 
 
@@ -268,36 +264,37 @@ def test_trees_hold_every_dialogue_once_and_are_a_function_of_them_alone(dialogu
     trees = trees_of(dialogues)
     assert sorted(branch.number for tree in trees for branch in tree) == list(range(len(dialogues)))
     for tree in trees:
-        root = dialogues[tree[0].number]
         assert tree[0].start == 0
-        for branch in tree[1:]:
+        for earlier, branch in pairwise(tree):
             ids = dialogues[branch.number]
             assert LEAST_SHARED <= branch.start < len(ids)
-            assert ids[: branch.start] == root[: branch.start]
+            assert ids[: branch.start] == dialogues[earlier.number][: branch.start]
     computed = sum(tree_size(tree, dialogues) for tree in trees)
     packed = pack_dialogues(dialogues, PADDING, ONE_ROW)
     assert packed.input_ids.numel() == computed <= sum(map(len, dialogues))
 
 
 def test_the_pieces_of_a_row_by_hand() -> None:
-    # A dialogue of 5 tokens, a branch from its third on, one from its second on, another dialogue.
-    positions = [0, 1, 2, 3, 4, 3, 4, 2, 3, 4, 0, 1]
+    # A dialogue of 5 tokens, a branch from its third on, a branch of that one, one of the first two, another dialogue.
+    positions = [0, 1, 2, 3, 4, 3, 4, 5, 4, 2, 3, 0, 1]
     assert pieces_of(torch.tensor([positions])) == [
-        Piece(5, 0, 0),
-        Piece(2, 0, 3),
-        Piece(3, 0, 2),
-        Piece(2, 3, 0),
+        Piece(5),
+        Piece(3, ((0, 3),)),
+        Piece(1, ((0, 3), (1, 1))),
+        Piece(2, ((0, 2),)),
+        Piece(2),
     ]
     seen = (tree_mask(torch.tensor([positions]))[0, 0] == 0).long().tolist()
-    assert seen[4] == [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
-    assert seen[5] == [1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]
-    assert seen[6] == [1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0]
-    assert seen[8] == [1, 1, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0]
-    assert seen[10] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]
+    assert seen[4] == [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert seen[5] == [1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert seen[7] == [1, 1, 1, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert seen[8] == [1, 1, 1, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0]
+    assert seen[10] == [1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0]
+    assert seen[11] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]
 
 
 def test_a_branch_longer_than_what_it_continues_is_refused() -> None:
-    with pytest.raises(ValueError, match="continues 7 tokens, the dialogue before it has 3"):
+    with pytest.raises(ValueError, match="goes on from 7 tokens, before it are 3"):
         pieces_of(torch.tensor([[0, 1, 2, 7, 8]]))
 
 
@@ -308,6 +305,15 @@ def test_no_tree_grows_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [20 + 2 * len(tree) for tree in trees]
     assert max(sizes) == 40
     assert sum(len(tree) for tree in trees) == 20
+
+
+def test_what_all_prompts_begin_with_is_shared_as_well_as_each_prompt() -> None:
+    """A system message of 10 tokens, two prompts of 10 more, two answers of 2 tokens to each."""
+    system = list(range(1, 11))
+    dialogues = [[*system, *[prompt] * 10, answer, 2] for prompt in (20, 21) for answer in (30, 31)]
+    (tree,) = trees_of(dialogues)
+    assert [branch.start for branch in tree] == [0, 20, 10, 20]
+    assert tree_size(tree, dialogues) == 10 + 2 * 10 + 4 * 2
 
 
 def test_a_few_common_tokens_are_not_worth_a_branch() -> None:
