@@ -91,7 +91,7 @@ def trees_of(dialogues: Dialogues, *, share: bool = True) -> list[Tree]:
     if not share:
         return [[Branch(number, 0)] for number in range(len(dialogues))]
     trees: list[Tree] = []
-    size, before = 0, dialogues[0][:0]
+    size, before = 0, list[int]()
     # In this order a dialogue has most in common with the one before it.
     for number in sorted(range(len(dialogues)), key=lambda n: (dialogues[n], n)):
         ids = dialogues[number]
@@ -102,7 +102,7 @@ def trees_of(dialogues: Dialogues, *, share: bool = True) -> list[Tree]:
         else:
             trees.append([Branch(number, 0)])
             size = len(ids)
-        before = ids
+        before = list(ids)
     return trees
 
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from llama2_chat import RewardScorer
 from llama2_chat.dialogue import Message
-from llama2_chat.errors import UserInputError
 from llama2_chat.evaluation.config import EvaluationConfig
 from llama2_chat.evaluation.run import PolicyEvaluator, run_evaluation
 from llama2_chat.files import sha256_of
 from llama2_chat.jsonl import read_dialogues, read_samples, write_rows
 from llama2_chat.rejection_sampling import build, sample
 from llama2_chat.reward.config import RewardConfig
-from llama2_chat.reward.scoring import RewardModel
 from llama2_chat.reward.train import run_stage as run_reward
 from llama2_chat.sft.config import SftConfig
 from llama2_chat.sft.train import run_stage as run_sft
@@ -145,58 +141,6 @@ def test_reward_stage_says_which_pairs_it_cannot_take_whole(world, sft, settings
         assert (f"{cut} shortened: oldest turns left out to fit into 24 tokens" in line) == (cut > 0)
         assert line.endswith(f"{dropped} dropped: longer than 24 tokens")
     assert files[0]["shortened"] > 0
-
-
-def test_scorer_gates_and_does_not_depend_on_company(rewards) -> None:
-    scorer = RewardScorer.from_pretrained(
-        rewards["helpfulness"][0].model, rewards["safety"][0].model, device="cpu"
-    )
-    dialogues = [
-        [{"role": "user", "content": f"What is {n} plus 2?"}, {"role": "assistant", "content": "5. " * n}]
-        for n in range(1, 9)
-    ]
-    together = scorer.score(dialogues, [n % 2 == 0 for n in range(8)])
-    for number, score in enumerate(together):
-        (alone,) = scorer.score([dialogues[number]], [number % 2 == 0])
-        assert alone.helpfulness == pytest.approx(score.helpfulness, abs=1e-5)
-        tagged = number % 2 == 0 or score.safety_probability < 0.15
-        assert score.branch == ("safety" if tagged else "helpfulness")
-        raw = score.safety if tagged else score.helpfulness
-        assert score.combined == pytest.approx(torch.tensor(raw).sigmoid().item(), abs=1e-6)
-
-
-def test_equal_dialogues_are_scored_once(rewards, monkeypatch) -> None:
-    model = RewardModel.from_pretrained(rewards["helpfulness"][0].model, device="cpu")
-    scored = []
-    score_tokens = RewardModel.score_tokens
-    monkeypatch.setattr(
-        RewardModel, "score_tokens", lambda self, rows: scored.extend(rows) or score_tokens(self, rows)
-    )
-    one, other = (
-        [Message("user", "What is 2 plus 2?"), Message("assistant", answer)] for answer in ("Four.", "Five.")
-    )
-    scores = model.score_messages([one, other, one, tuple(one)])
-    assert len(scored) == 2
-    assert scores.tolist() == [*score_tokens(model, scored).tolist(), *[scores[0]] * 2]
-    assert model.score_messages([]).shape == (0,)
-
-
-def test_scorer_without_a_safety_model(rewards) -> None:
-    scorer = RewardScorer.from_pretrained(rewards["helpfulness"][0].model, device="cpu")
-    (score,) = scorer.score([[Message("user", "Hi"), Message("assistant", "Hello.")]], [True])
-    assert (score.safety, score.safety_probability, score.branch) == (None, None, "helpfulness")
-    assert score.combined == score.helpfulness_probability
-    assert scorer.score([]) == []
-
-
-def test_scorer_refuses_what_it_cannot_score(rewards, sft) -> None:
-    scorer = RewardScorer.from_pretrained(rewards["helpfulness"][0].model, device="cpu")
-    with pytest.raises(UserInputError, match="ends with the assistant"):
-        scorer.score([[{"role": "user", "content": "Hi"}]])
-    with pytest.raises(UserInputError, match="1 entries for 2"):
-        scorer.score([[Message("user", "a"), Message("assistant", "b")]] * 2, [True])
-    with pytest.raises(UserInputError, match="num_labels"):
-        RewardModel.from_pretrained(sft[0].model)
 
 
 def test_rejection_sampling_keeps_the_best_complete_sample(rejection) -> None:
