@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -141,6 +142,32 @@ def test_reward_stage_says_which_pairs_it_cannot_take_whole(world, sft, settings
         assert (f"{cut} shortened: oldest turns left out to fit into 24 tokens" in line) == (cut > 0)
         assert line.endswith(f"{dropped} dropped: longer than 24 tokens")
     assert files[0]["shortened"] > 0
+
+
+def test_reward_stage_computes_a_prompt_once_or_says_that_it_cannot(
+    world, sft, rewards, settings, stage_at, tmp_path, capfd
+) -> None:
+    """The same stage from a model whose attention drops weights at random, which no two answers may share."""
+    tokens = rewards["helpfulness"][1]["tokens"]
+    assert tokens["computed"] < 0.75 * tokens["dialogues"]
+    shutil.copytree(sft[0].model, tmp_path / "dropout")
+    config = json.loads((tmp_path / "dropout" / "config.json").read_text()) | {"attention_dropout": 0.1}
+    (tmp_path / "dropout" / "config.json").write_text(json.dumps(config))
+    stage = RewardConfig(
+        model=str(tmp_path / "dropout"),
+        preferences=[str(world / "helpful_pairs.jsonl")],
+        domain="helpfulness",
+        training={"batch_size": 16, "max_steps": 1, "sequence_length": 128},
+    )
+    directory = stage_at("cannot-share")
+    again = run_reward(stage, settings, directory)["tokens"]
+    assert again == {"dialogues": tokens["dialogues"], "computed": tokens["dialogues"]}
+    message = (
+        "the attention of LlamaForSequenceClassification cannot share a prompt between its two answers: "
+        "every prompt is computed twice"
+    )
+    assert f"cannot-share: {message}" in capfd.readouterr().err
+    assert message in directory.events.path.read_text()
 
 
 def test_rejection_sampling_keeps_the_best_complete_sample(rejection) -> None:
