@@ -162,7 +162,7 @@ def test_two_entries_of_one_file_are_split_at_one_share(workspace: Path, hh_rlhf
     ):
         mapping["data"] |= {
             "a": entry | {"split": "train"},
-            "b": entry | {"path": f"./{hh_rlhf.name}", "held_out_share": share},
+            "b": entry | {"path": str(hh_rlhf), "held_out_share": share},
         }
         (workspace / "recipe.yaml").write_text(yaml.safe_dump(mapping, sort_keys=False))
         if problem is None:
