@@ -78,18 +78,18 @@ def score_pairs(scorer: RewardModel, files: Sequence[EncodedPairs]) -> ScoredPai
         names = ", ".join(file.file for file in files)
         raise UserInputError(f"{names}: no usable pair; dropped: {reasons or 'none, there is no row'}")
     tokens = list(chain.from_iterable(file.tokens for file in files))
-    rows = [ids for ids, _ in tokens] + [ids for _, ids in tokens]
-    scores = [0.0] * len(rows)
-    # Rows of one length together, so that a batch holds little padding whatever the size of a slice.
-    order = sorted(range(len(rows)), key=lambda row: (len(rows[row]), row))
-    with track(f"{scorer.name}: scoring", total=len(rows), unit="responses") as progress:
-        for start in range(0, len(order), _ROWS_AT_ONCE):
-            places = order[start : start + _ROWS_AT_ONCE]
-            made = scorer.score_tokens([rows[place] for place in places]).tolist()
-            for place, score in zip(places, made, strict=True):
-                scores[place] = score
-            progress.advance(len(places))
-    return ScoredPairs(pairs, scores[: len(pairs)], scores[len(pairs) :], pair_lengths(scorer, files))
+    sides = [tuple(ids) for ids, _ in tokens] + [tuple(ids) for _, ids in tokens]
+    # Equal dialogues are scored once: it saves time where responses are ranked, and makes them a tie, which
+    # rounding at two places of a batch would break.
+    rows = sorted(set(sides), key=lambda row: (len(row), row))  # by length, so that a batch pads little
+    scores: dict[tuple[int, ...], float] = {}
+    with track(f"{scorer.name}: scoring", total=len(rows), unit="dialogues") as progress:
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            scores |= zip(some, scorer.score_tokens(some).tolist(), strict=True)
+            progress.advance(len(some))
+    values = [scores[row] for row in sides]
+    return ScoredPairs(pairs, values[: len(pairs)], values[len(pairs) :], pair_lengths(scorer, files))
 
 
 def pair_lengths(scorer: RewardModel, files: Sequence[EncodedPairs]) -> dict[Unit, Lengths]:

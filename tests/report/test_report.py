@@ -70,6 +70,16 @@ def test_reward_models(whole: Page) -> None:
     text = whole.text("reward-models")
     assert "Calibration error (10 bins): 0.042." in text
     assert "length scorer: 53.1" in text
+    assert whole.row("source a <source>") == [
+        "source a <source>",
+        "81.2\N{NO-BREAK SPACE}%76.2 to 85.2",
+        "",
+        "500",
+    ]
+    percent = "\N{NO-BREAK SPACE}%"
+    matched = f"in tokens: 54.3{percent} (49.3{percent} to 58.3{percent}, 99 pairs)"
+    assert f"{matched}; to tell it from chance takes 514 pairs." in text
+    assert f"(longer in tokens wins): 61.1{percent} (56.1{percent} to 65.1{percent}, 900 pairs)." in text
     assert "Recall" not in text
     assert "Gate" not in text
 
