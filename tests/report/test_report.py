@@ -76,10 +76,8 @@ def test_reward_models(whole: Page) -> None:
         "",
         "500",
     ]
-    percent = "\N{NO-BREAK SPACE}%"
-    matched = f"in tokens: 54.3{percent} (49.3{percent} to 58.3{percent}, 99 pairs)"
-    assert f"{matched}; to tell it from chance takes 514 pairs." in text
-    assert f"(longer in tokens wins): 61.1{percent} (56.1{percent} to 65.1{percent}, 900 pairs)." in text
+    assert "in tokens: 54.3 % (49.3 % to 58.3 %, 99 pairs); to tell it from chance takes 514 pairs." in text
+    assert "(longer in tokens wins): 61.1 % (56.1 % to 65.1 %, 900 pairs)." in text
     assert "Recall" not in text
     assert "Gate" not in text
 
