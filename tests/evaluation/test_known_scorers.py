@@ -138,6 +138,16 @@ def test_a_coin(files: list[Path], pairs: list[Preference]) -> None:
     assert [sum(counts) for counts in made["score_histogram"]["counts"]["rm"].values()] == [500, 500]
 
 
+def test_the_seed_orients_the_pairs_and_changes_nothing_else(files: list[Path]) -> None:
+    one, same, other = (
+        evaluate_reward_models({"rm": KnownScorer("rm", coin)}, files, seed=seed) for seed in (3, 3, 4)
+    )
+    assert one == same
+    assert (one["seed"], one["calibration"]["preference"]["seed"], other["seed"]) == (3, 3, 4)
+    assert one["calibration"]["preference"]["bins"] != other["calibration"]["preference"]["bins"]
+    assert one["accuracy"] == other["accuracy"]
+
+
 def test_a_safety_scorer(files: list[Path], pairs: list[Preference]) -> None:
     """Right where one answer alone is unsafe, a tie elsewhere, and every unsafe answer is found."""
     made = evaluate_reward_models({"rm": KnownScorer("rm", SAFETY)}, files)
