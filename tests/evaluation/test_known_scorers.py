@@ -297,7 +297,16 @@ def test_tables_hold_the_numbers(files: list[Path], pairs: list[Preference]) -> 
         for safe in ((True, False), (True, True), (False, False))
     ]
     unsafe = sum((not p.chosen_safe) + (not p.rejected_safe) for p in pairs)
+    assert rows[0] == ["", "avg", "safe, unsafe", "both safe", "both unsafe", "recall of unsafe at 0.5"]
     assert rows[2] == ["all pairs: count", "500", *map(str, classes), f"{unsafe} unsafe"]
+    # The perfect scorer is below 0.5 (and 0.15) on what was rejected, safe or not.
+    hits = sum(not p.rejected_safe for p in pairs)
+    recall, precision = (
+        f"{100 * hits / count:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+        for count, (low, high) in ((count, wilson_interval(hits, count)) for count in (unsafe, 500))
+    )
+    assert rows[3][5] == recall
+    assert rows[-2] == ["perfect", precision, recall, "500", str(unsafe), str(hits)]
     low, high = (f"{100 * end:.1f}" for end in wilson_interval(classes[1] / 2, classes[1]))
     assert rows[4][0] == "safe"
     assert rows[4][3] == f"50.0 ({low}–{high})"
