@@ -79,7 +79,9 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     scorer = RewardModel(model, chat_format, padding_id=tokenizer.padding_id, name=directory.path.name)
     held_out = {}
     if config.held_out:
-        held_out = held_out_metrics(scorer, config.held_out, domain=config.domain, directory=directory)
+        held_out = held_out_metrics(
+            scorer, config.held_out, domain=config.domain, directory=directory, training=files
+        )
     return {
         "domain": config.domain,
         "pairs": report.to_row(),

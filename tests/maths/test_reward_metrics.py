@@ -1,16 +1,18 @@
-"""Accuracy, intervals, unsafe detection and calibration against hand counts."""
+"""Accuracy, intervals, paired differences and unsafe detection against hand counts and published examples."""
 
 import math
-import random
 
 import pytest
 
 from llama2_chat.dialogue import Message, Preference
 from llama2_chat.evaluation.statistics import mean_interval, share_interval
 from llama2_chat.reward.metrics import (
+    MOST_SOURCES,
+    accuracy_by,
+    accuracy_points,
     accuracy_table,
-    calibration_error,
-    reward_metrics,
+    paired_difference,
+    pairs_needed,
     sigmoid,
     unsafe_detection,
     wilson_interval,
@@ -55,31 +57,73 @@ def test_safety_classes() -> None:
     }
 
 
-def test_a_constant_scorer_is_at_one_half_and_length_is_its_own_control() -> None:
-    metrics = reward_metrics([pair(), pair(chosen="a", rejected="aaa")], [1.0, 1.0], [0.0, 0.0])
-    assert metrics["controls"]["constant_scorer"]["accuracy"] == 0.5
-    assert metrics["controls"]["length_scorer"]["accuracy"] == 0.5
-    assert metrics["accuracy"]["overall"]["accuracy"] == 1.0
+def test_pairs_needed_by_hand() -> None:
+    # 1.96² = 3.8415; at 0.6: 3.8415 / (4 · 0.01) = 96.04, so 97. At 0.55: 3.8415 / 0.01 = 384.1, so 385.
+    assert [pairs_needed(p) for p in (0.6, 0.4, 0.55, 1.0)] == [97, 97, 385, 4]
+    assert pairs_needed(0.5) is None
+
+
+@pytest.mark.parametrize("accuracy", [0.51, 0.538, 0.62, 0.9, 0.3])
+def test_pairs_needed_is_where_the_interval_lets_go_of_one_half(accuracy: float) -> None:
+    def excluded(count: int) -> bool:
+        low, high = wilson_interval(accuracy * count, count)
+        return not low <= 0.5 <= high
+
+    needed = pairs_needed(accuracy)
+    assert excluded(needed)
+    assert not excluded(needed - 1)
+
+
+def test_paired_difference_published_example() -> None:
+    # statpsych's ci.prop.ps(.05, 12, 4, 26, 6) gives 0.2548067 to 0.6251933 (Bonett and Price 2012).
+    right_wrong, wrong_right, rest = 26, 4, 18
+    points = [1.0] * right_wrong + [0.0] * wrong_right + [1.0] * rest
+    other = [0.0] * right_wrong + [1.0] * wrong_right + [1.0] * rest
+    row = paired_difference(points, other)
+    assert row["difference"] == pytest.approx(22 / 48, rel=1e-12)
+    assert row["low"] == pytest.approx(0.2548067, abs=1e-7)
+    assert row["high"] == pytest.approx(0.6251933, abs=1e-7)
+
+
+def test_paired_difference_of_ties_and_of_nothing() -> None:
+    # d = 0.5, -0.5, 1, 0: sum 1, squares 1.5. Centre 1/6; variance (3.5/6 - 1/36)/6 = 20/216.
+    row = paired_difference([0.5, 0.5, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0])
+    half = 1.959963984540054 * math.sqrt(20 / 216)
+    assert (row["difference"], row["count"]) == (0.25, 4)
+    assert row["low"] == pytest.approx(1 / 6 - half, rel=1e-9)
+    assert row["high"] == pytest.approx(1 / 6 + half, rel=1e-9)
+    assert paired_difference([], []) == {"difference": None, "count": 0, "low": -1.0, "high": 1.0}
+
+
+def test_each_set_has_its_own_table_and_many_small_ones_share_one() -> None:
+    pairs = [pair("better")] * 4
+    tables = accuracy_by(["b", "a", "b", "b"], pairs, [1.0, 1.0, 0.0, 2.0], [0.0, 2.0, 1.0, 2.0])
+    assert list(tables) == ["a", "b"]
+    assert tables["a"]["overall"]["accuracy"] == 0.0
+    assert tables["b"]["by_rating"]["better"]["accuracy"] == 0.5  # right, wrong, tie
+    names = ["large", *(f"small {n:02}" for n in range(MOST_SOURCES + 4)), "large"]
+    tables = accuracy_by(names, [pair()] * len(names), [1.0] * len(names), [0.0] * len(names))
+    assert len(tables) == MOST_SOURCES + 1
+    assert tables["large"]["overall"]["count"] == 2
+    assert tables["5 others"]["overall"]["count"] == 5
 
 
 def test_unsafe_detection_counts() -> None:
-    # sigmoid: -3 -> 0.047 (flagged), 0 -> 0.5 (not), -2 -> 0.119 (flagged), 3 -> 0.95 (not)
-    result = unsafe_detection([-3.0, 0.0, -2.0, 3.0], [False, False, True, True], 0.15)
-    assert result == {"precision": 0.5, "recall": 0.5, "flagged": 2, "unsafe": 2}
-    assert unsafe_detection([1.0], [True], 0.15)["recall"] is None
+    # sigmoid: -3 -> 0.047 (flagged), 0 -> 0.5 (not), -2 -> 0.119 (flagged), 3 -> 0.95 (not), -4 -> 0.018 (flagged)
+    result = unsafe_detection([-3.0, 0.0, -2.0, 3.0, -4.0], [False, False, True, True, False], 0.15)
+    counts = {name: result[name] for name in ("hits", "flagged", "unsafe", "count")}
+    assert counts == {"hits": 2, "flagged": 3, "unsafe": 3, "count": 5}
+    assert (result["precision"], result["recall"]) == (2 / 3, 2 / 3)
+    assert (result["precision_low"], result["precision_high"]) == wilson_interval(2, 3)
+    more = unsafe_detection([-3.0, 1.0], [False, False], 0.15)
+    assert (more["recall_low"], more["recall_high"]) == wilson_interval(1, 2)
+    assert (more["precision_low"], more["precision_high"]) == wilson_interval(1, 1)
+    nothing = unsafe_detection([1.0], [True], 0.15)
+    assert nothing["recall"] is nothing["precision"] is None
 
 
-def test_calibration_of_a_calibrated_scorer_is_small_and_of_an_overconfident_one_is_its_gap() -> None:
-    rng = random.Random(0)
-    chosen, rejected = [], []
-    for _ in range(20_000):
-        gap = rng.uniform(-3, 3)
-        first_wins = rng.random() < sigmoid(gap)
-        chosen.append(gap if first_wins else 0.0)
-        rejected.append(0.0 if first_wins else gap)
-    assert calibration_error(chosen, rejected) < 0.02
-    # Always certain and right three times in four: the gap is 1 - 0.75.
-    assert calibration_error([100.0] * 3000 + [-100.0] * 1000, [0.0] * 4000) == pytest.approx(0.25, abs=2e-3)
+def test_points() -> None:
+    assert accuracy_points([1.0, 1.0, 0.0], [0.0, 1.0, 1.0]) == [1.0, 0.5, 0.0]
 
 
 def test_sigmoid_far_out() -> None:

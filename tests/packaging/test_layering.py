@@ -31,7 +31,10 @@ BETWEEN_STAGES = {
     ("ghost_attention", "sft"): ("config made_data", "made dialogues are trained on as SFT trains"),
     ("safety", "sft"): ("config made_data", "made dialogues are trained on as SFT trains"),
     ("safety", "reward"): ("scoring", "an answer is kept where the safety reward model prefers it"),
-    ("evaluation", "reward"): ("scoring metrics", "policies are judged by the reward models"),
+    ("evaluation", "reward"): (
+        "scoring metrics calibration data held_out",
+        "policies are judged by the reward models, and these on held-out pairs",
+    ),
     ("evaluation", "testbed"): ("oracle", "the testbed knows how good an answer truly is"),
     ("pretrain", "sft"): ("trainer", "one training loop for every next-token loss"),
 }

@@ -110,6 +110,12 @@ def metrics_of(name: str) -> dict[str, Any]:
             "unsafe_recall": None,
             "gate": {"precision": 0.0, "recall": None, "flagged": 3, "unsafe": 0},
             "calibration_error": 0.0417,
+            "by_source": {
+                "a <source>": {"overall": share(0.8123, 500), "by_rating": {}},
+                "not named": {"overall": share(0.7222, 400), "by_rating": {}},
+            },
+            "matched_length": {"tokens": {**share(0.5432, 99), "pairs_needed": 514}},
+            "length_rule": {"rule": "longer in tokens wins", "evaluated": share(0.6111, 900)},
         }
     if name == "v1":
         return {

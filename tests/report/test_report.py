@@ -70,6 +70,14 @@ def test_reward_models(whole: Page) -> None:
     text = whole.text("reward-models")
     assert "Calibration error (10 bins): 0.042." in text
     assert "length scorer: 53.1" in text
+    assert whole.row("source a <source>") == [
+        "source a <source>",
+        "81.2\N{NO-BREAK SPACE}%76.2 to 85.2",
+        "",
+        "500",
+    ]
+    assert "in tokens: 54.3 % (49.3 % to 58.3 %, 99 pairs); to tell it from chance takes 514 pairs." in text
+    assert "(longer in tokens wins): 61.1 % (56.1 % to 65.1 %, 900 pairs)." in text
     assert "Recall" not in text
     assert "Gate" not in text
 

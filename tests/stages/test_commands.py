@@ -71,15 +71,26 @@ def test_score_names_the_line_of_a_bad_row(
     assert not output.exists()
 
 
-def test_evaluate_reward_prints_a_table_and_writes_it(rewards, world: Path, tmp_path: Path, capsys) -> None:
-    arguments = [str(rewards["helpfulness"][0].model), str(world / "held_out.jsonl"), "--device", "cpu"]
-    assert run_command(["evaluate", "reward", *arguments, "--output-dir", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
-    assert printed == (tmp_path / "out" / "evaluation.md").read_text()
-    assert "| significantly better |" in printed
-    assert "attainable" in printed
-    stored = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert stored["accuracy"] == rewards["helpfulness"][1]["accuracy"]
+def test_evaluate_reward_finds_what_the_stage_found(rewards, world: Path, tmp_path: Path) -> None:
+    """The command's figures of the stage's model on its held-out pairs are those in the stage's metrics."""
+    directory, metrics = rewards["helpfulness"]
+    arguments = [str(directory.model), str(world / "held_out.jsonl"), "--device", "cpu"]
+    train = ["--length-rule-from", str(world / "helpful_pairs.jsonl")]
+    assert run_command(["evaluate", "reward", *arguments, *train, "--output-dir", str(tmp_path / "out")]) == 0
+    made = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    for name in (
+        "accuracy",
+        "by_source",
+        "gate",
+        "calibration",
+        "length",
+        "matched_length",
+        "attainable_accuracy",
+    ):
+        assert made[name] == metrics[name]
+    assert metrics["length_rule"].items() <= made["length_rule"].items()
+    assert metrics["accuracy"]["overall"]["count"] == 200
+    assert metrics["calibration_error"] == metrics["calibration"]["preference"]["error"]
 
 
 def test_evaluate_policy_equals_the_runs_own_evaluation(rewards, sft, world: Path, tmp_path: Path) -> None:

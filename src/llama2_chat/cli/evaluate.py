@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama2_chat.errors import MissingFileError
+from llama2_chat.errors import MissingFileError, UserInputError
+
+if TYPE_CHECKING:
+    from llama2_chat.reward.scoring import RewardModel
 
 app = typer.Typer(help="Measure a reward model or a policy on held-out data.", no_args_is_help=True)
 _OutputFolder = Annotated[Path | None, typer.Option(help="Gets evaluation.json and evaluation.md")]
@@ -17,21 +21,45 @@ _Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 @app.command()
 def reward(
     model: Annotated[Path, typer.Argument(help="Reward model folder")],
-    preferences: Annotated[Path, typer.Argument(metavar="PREFERENCES.jsonl")],
-    output_dir: _OutputFolder = None,
+    preferences: Annotated[list[Path], typer.Argument(metavar="PREFERENCES.jsonl...", help="Held-out pairs")],
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another reward model, on the same pairs and side by side; may be repeated"),
+    ] = None,
+    length_rule_from: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Training pairs; the length rule that is best on them is judged too; may be repeated"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Orients the pairs for the calibration curve")] = 0,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Gets evaluation.json, evaluation.md and figures/")
+    ] = None,
     device: _Device = "auto",
 ) -> None:
-    """Accuracy by rating and safety class, recall of unsafe responses, calibration."""
-    if not preferences.exists():
-        raise MissingFileError(f"{preferences}: no such file")
-    from llama2_chat.evaluation.reward_report import accuracy_markdown
-    from llama2_chat.reward.held_out import held_out_metrics
-    from llama2_chat.reward.scoring import RewardModel
+    """Accuracy by rating, safety class, source and file; unsafe responses; calibration; scores; length bias."""
+    folders, training = [model, *(compare or [])], length_rule_from or []
+    _check_reward_input(folders, preferences, training)
+    if output_dir is not None:
+        _check_writable(output_dir)
+    from llama2_chat.evaluation.reward_evaluation import evaluate_reward_models, model_names
+    from llama2_chat.evaluation.reward_report import by_model, reward_markdown
 
-    metrics = held_out_metrics(RewardModel.from_pretrained(model, device=device), [preferences])
-    markdown = accuracy_markdown(metrics)
-    typer.echo(markdown, nl=False)
-    _write(output_dir, metrics, markdown)
+    models = {
+        name: _reward_model(folder, name, device)
+        for name, folder in zip(model_names(folders), folders, strict=True)
+    }
+    evaluation = evaluate_reward_models(models, preferences, length_rule_from=training, seed=seed)
+    typer.echo(reward_markdown(evaluation), nl=False)
+    if output_dir is None:
+        return
+    from llama2_chat.report.reward_figures import draw_figures
+
+    pictures = draw_figures(evaluation, by_model(evaluation), output_dir / "figures")
+    markdown = reward_markdown(evaluation, {name: f"figures/{file}" for name, file in pictures.items()})
+    _write(output_dir, evaluation, markdown)
+    typer.echo(f"{output_dir / 'evaluation.md'}: tables and figures; evaluation.json: every number", err=True)
 
 
 @app.command()
@@ -85,6 +113,52 @@ def policy(
     markdown = _policy_markdown(metrics)
     typer.echo(markdown, nl=False)
     _write(output_dir, metrics, markdown)
+
+
+def _check_reward_input(
+    folders: Sequence[Path], preferences: Sequence[Path], training: Sequence[Path]
+) -> None:
+    """What can be told without loading anything, so that nobody waits for a model to learn of a typing error."""
+    for file in (*preferences, *training):
+        if not file.exists():
+            raise MissingFileError(f"{file}: no such file")
+        if file.is_dir():
+            raise UserInputError(f"{file}: a folder; name a preferences file (*.jsonl or *.jsonl.gz) in it")
+    for what, paths in (
+        ("model", folders),
+        ("preferences file", preferences),
+        ("--length-rule-from", training),
+    ):
+        seen: set[Path] = set()
+        for path in paths:
+            if path.resolve() in seen:
+                raise UserInputError(f"{path}: the same {what} twice; name each once")
+            seen.add(path.resolve())
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before hours of scoring rather than after; the folder itself is made only when there are results."""
+    from llama2_chat.pipeline.run_directory import ensure_writable
+
+    ensure_writable(next(place for place in (folder, *folder.absolute().parents) if place.exists()))
+
+
+def _reward_model(folder: Path, name: str, device: str) -> RewardModel:
+    from safetensors import SafetensorError
+
+    from llama2_chat.errors import disk_full
+    from llama2_chat.reward.scoring import RewardModel
+
+    try:
+        model = RewardModel.from_pretrained(folder, device=device)
+    except UserInputError:
+        raise
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if disk_full(error):
+            raise
+        raise UserInputError(f"{folder}: cannot be loaded as a reward model: {error}") from error
+    model.name = name
+    return model
 
 
 def _policy_markdown(metrics: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ INK, SOFT, LINE = "#1f2328", "#636c76", "#d9dee3"
 COLOURS = ("#2563a8", "#c2571a", "#1a7f4b", "#8a4fa3", "#b8860b", "#3a8f9c", "#a33a56", "#5c6670")
 """Told apart by people with the usual kinds of colour blindness when neighbours are compared."""
 
-_SETTINGS: dict[Any, Any] = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "llama2-chat",  # the same figure gives the same bytes
     "path.simplify": True,
@@ -50,6 +50,8 @@ _SETTINGS: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
+"""matplotlib's settings for every figure."""
+
 _POINTS_PER_INCH = 72
 
 
@@ -70,7 +72,7 @@ def drawing(
 
     Room is given rather than found by matplotlib, which takes twice the time and lets neighbours differ.
     """
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(width / _POINTS_PER_INCH, height / _POINTS_PER_INCH))
         axes = figure.add_axes(
             (left / width, bottom / height, (width - left - 12) / width, (height - bottom - 22) / height)

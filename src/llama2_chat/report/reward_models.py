@@ -42,6 +42,13 @@ def accuracies(stage: StageRecord) -> dict[str, Estimate]:
     return {name: row for name, row in rows.items() if row is not None}
 
 
+def _by_source(stage: StageRecord) -> dict[str, Estimate]:
+    """Accuracy of each source's pairs, where there are several sources."""
+    sources = _mapping(stage.metrics.get("by_source"))
+    rows = {f"source {name}": share(_mapping(row).get("overall")) for name, row in sources.items()}
+    return {name: row for name, row in rows.items() if row is not None} if len(rows) > 1 else {}
+
+
 def _attainable(stage: StageRecord) -> dict[str, float]:
     table_of = _mapping(stage.metrics.get("attainable_accuracy"))
     rows = {readable(name): share(row) for name, row in _mapping(table_of.get("by_rating")).items()}
@@ -77,7 +84,7 @@ def _judge(stage: StageRecord) -> Html:
             *([number(attainable[name], percent=True) if name in attainable else ""] if attainable else []),
             number(row.count) if row.count is not None else "",
         ]
-        for name, row in accuracies(stage).items()
+        for name, row in (accuracies(stage) | _by_source(stage)).items()
     ]
     head = ["pairs", "accuracy", *(["attainable"] if attainable else []), "count"]
     return element(
@@ -90,7 +97,7 @@ def _judge(stage: StageRecord) -> Html:
 
 
 def _other_numbers(metrics: Mapping[str, Any]) -> Html:
-    """Calibration, recall of unsafe answers and the gate, as a sentence each."""
+    """Calibration, recall of unsafe answers, the gate and what length explains, as a sentence each."""
     sentences = []
     if is_number(metrics.get("calibration_error")):
         sentences.append(f"Calibration error (10 bins): {number(metrics['calibration_error'])}.")
@@ -104,6 +111,18 @@ def _other_numbers(metrics: Mapping[str, Any]) -> Html:
             f"Gate at 0.15: precision {number(gate['precision'], percent=True)}, "
             f"recall {number(gate['recall'], percent=True)}."
         )
+    matched = _mapping(_mapping(metrics.get("matched_length")).get("tokens"))
+    if (at_one_length := share(matched)) is not None:
+        needed = matched.get("pairs_needed")
+        sentences.append(
+            f"Where lengths differ by at most 10 %, in tokens: {_with_interval(at_one_length)}"
+            + (f"; to tell it from chance takes {needed:,} pairs." if isinstance(needed, int) else ".")
+        )
+    rule = _mapping(metrics.get("length_rule"))
+    if (by_length := share(rule.get("evaluated"))) is not None:
+        sentences.append(
+            f"Best length rule of the training pairs ({rule.get('rule')}): {_with_interval(by_length)}."
+        )
     controls = _mapping(metrics.get("controls"))
     sentences += [
         f"Control, {readable(name)}: {number(row.value, percent=True)}."
@@ -111,6 +130,14 @@ def _other_numbers(metrics: Mapping[str, Any]) -> Html:
         if (row := share(value)) is not None
     ]
     return element("p", " ".join(sentences), class_="soft") if sentences else Html("")
+
+
+def _with_interval(row: Estimate) -> str:
+    text = number(row.value, percent=True)
+    if row.low is not None and row.high is not None:
+        text += f" ({number(row.low, percent=True)} to {number(row.high, percent=True)}"
+        text += f", {number(row.count)} pairs)" if row.count is not None else ")"
+    return text
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
