@@ -39,6 +39,7 @@ class DataSummary:
     system_messages: int = 0
     empty_contents: int = 0
     identical_pairs: int = 0
+    prefers_unsafe: int = 0
     ends_with_user: int = 0
     ratings: Counter[str] = field(default_factory=Counter)
     safety: Counter[str] = field(default_factory=Counter)
@@ -57,6 +58,7 @@ class DataSummary:
             yield f"rows that end with the user: {self.ends_with_user}"
         if self.kind == "preferences":
             yield f"rows with identical answers: {self.identical_pairs}"
+            yield f"rows that prefer the unsafe answer (reward models are not trained on them): {self.prefers_unsafe}"
             for rating in RATINGS:
                 yield f"rating {rating}: {self.ratings[rating]}"
             yield f"rows without rating (margin 0): {self.rows - self.ratings.total()}"
@@ -98,6 +100,7 @@ def _count(summary: DataSummary, value: Dialogue | Preference | Prompt) -> None:
     if isinstance(value, Preference):
         contents += [value.chosen, value.rejected]
         summary.identical_pairs += value.chosen == value.rejected
+        summary.prefers_unsafe += value.chosen_safe is False and value.rejected_safe is True
         if value.rating is not None:
             summary.ratings[value.rating] += 1
         summary.safety[f"chosen {_LABELS[value.chosen_safe]}, rejected {_LABELS[value.rejected_safe]}"] += 1

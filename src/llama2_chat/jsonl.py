@@ -112,12 +112,20 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> int:
 
 def count_rows(path: Path | str) -> int:
     """The number of rows (lines that are not blank), without parsing them; 0 for an empty file."""
-    count = 0
+    return sum(bool(line.strip()) for line in read_lines(path))
+
+
+def read_lines(path: Path | str) -> Iterator[bytes]:
+    """The lines of a file as they are, unpacked if its name ends in `.gz`.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataFormatError: the gzip data is broken.
+    """
     for _, line in _lines(Path(path)):
         if isinstance(line, UserInputError):
             raise line
-        count += bool(line.strip())
-    return count
+        yield line
 
 
 def _stop_at_errors(scanned: Iterable[tuple[int, _T | UserInputError]]) -> Iterator[tuple[int, _T]]:
@@ -202,7 +210,7 @@ def _output(path: Path) -> Iterator[IO[bytes]]:
 
 def _open(path: Path) -> IO[bytes]:
     if path.is_dir():
-        raise DataFormatError(path, None, "is a folder; a JSONL file is expected")
+        raise DataFormatError(path, None, "is a folder; a file is expected")
     try:
         return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
     except (FileNotFoundError, NotADirectoryError):

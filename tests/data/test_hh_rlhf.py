@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
-from llama2_chat.data_import import (
+from llama2_chat.data_import import ImportReport, import_hh_rlhf
+from llama2_chat.data_import.hh_rlhf import split_turns
+from llama2_chat.data_import.report import (
     CHAT_TAG,
     EMPTY_ANSWER,
     IDENTICAL,
     PROMPTS_DIFFER,
     ROLES_DO_NOT_ALTERNATE,
-    ImportReport,
-    import_hh_rlhf,
-    split_turns,
 )
 from llama2_chat.dialogue import Dialogue, Message, Preference, Prompt
 from llama2_chat.errors import DataFormatError, UserInputError
@@ -96,6 +95,10 @@ def pair(chosen: str, rejected: str) -> dict[str, str]:
 
 ODD = {
     "the same text twice": (pair(PAIR["chosen"], PAIR["chosen"]), [IDENTICAL]),
+    "the same answer but for white space": (
+        pair(f"{USER}a{ANSWER}b", f"{USER}a\n\nAssistant:b\n"),
+        [IDENTICAL],
+    ),
     "another prompt": (pair(f"{USER}a{ANSWER}b", f"{USER}c{ANSWER}d"), [PROMPTS_DIFFER]),
     "an empty chosen answer": (pair(f"{USER}a{ANSWER} \n", f"{USER}a{ANSWER}d"), [EMPTY_ANSWER]),
     "an empty rejected answer": (pair(f"{USER}a{ANSWER}b", f"{USER}a\n\nAssistant:"), [EMPTY_ANSWER]),
@@ -178,8 +181,8 @@ def test_an_unknown_kind_is_refused_before_reading(tmp_path: Path) -> None:
 def test_split_turns_needs_the_markers_line_breaks() -> None:
     # "Human:" inside a line is text.
     assert split_turns(f"{USER}a\nHuman: b{ANSWER}c\n\nassistant: d") == (
-        Message("user", "a\nHuman: b"),
-        Message("assistant", "c\n\nassistant: d"),
+        ("user", "a\nHuman: b"),
+        ("assistant", "c\n\nassistant: d"),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from llama2_chat.data_import import Kind
+from llama2_chat.data_import import FORMATS, FormatName, Kind, Split
 from llama2_chat.dialogue import Domain
 from llama2_chat.errors import UserInputError
 
@@ -86,24 +86,46 @@ def show(
 
 @app.command("import")
 def import_file(
-    format_: Annotated[Literal["hh-rlhf"], typer.Argument(metavar="FORMAT", help="hh-rlhf")],
-    input_file: Annotated[Path, typer.Argument(metavar="INPUT")],
+    format_: Annotated[FormatName, typer.Argument(metavar="FORMAT", help=", ".join(FORMATS))],
+    input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Unpacked if the name ends in .gz")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="JSONL, packed if the name ends in .gz")],
     kind: Annotated[Kind, typer.Option(help="What to make of each row")],
     domain: Annotated[
         Domain | None,
         typer.Option(help="safety tags dialogues and prompts is_safety; default: by the set's name"),
     ] = None,
+    split: Annotated[
+        Split | None, typer.Option(help="One of two parts that share no first user message; default: both")
+    ] = None,
+    held_out_share: Annotated[
+        float | None, typer.Option(help="About what share is held out, with --split; default: 0.25")
+    ] = None,
 ) -> None:
     """Convert a data set of another format; says how many rows were dropped and why."""
-    from llama2_chat.data_import import ImportReport, import_hh_rlhf
+    from llama2_chat.data_import import ImportReport, import_rows
     from llama2_chat.jsonl import write_rows
 
     if output.resolve() == input_file.resolve():
         raise UserInputError(f"{output}: is the input file too; name another output")
     report = ImportReport()
-    rows = import_hh_rlhf(input_file, kind=kind, domain=domain, report=report)
-    write_rows(output, (row.to_row() for row in rows))
+    rows = import_rows(
+        format_,
+        input_file,
+        kind=kind,
+        domain=domain,
+        split=split,
+        held_out_share=held_out_share,
+        report=report,
+    )
+
+    def written() -> Iterator[dict[str, object]]:
+        row = None
+        for row in rows:
+            yield row.to_row()
+        if row is None:
+            raise UserInputError(f"{input_file}: nothing to write is left: {report}")
+
+    write_rows(output, written())
     typer.echo(f"{output}: {report}")
 
 

@@ -62,10 +62,7 @@ def prepare_data(source: DataSource, name: str, run: Path, events: EventLog) -> 
         rows = write_rows(file, _generated(entry, made_from["seed"], report))
     else:
         assert isinstance(entry, ImportedData)  # a file is always there
-        rows = write_rows(file, _imported(entry, source.folder / entry.path, report))
-    if rows == 0 and isinstance(entry, ImportedData):
-        usable = f"{report.get('imported', 0)} of {report.get('read', 0)} rows read are usable"
-        raise UserInputError(f"data.{name}: no row is left of {source.folder / entry.path}; {usable}")
+        rows = write_rows(file, _imported(name, entry, source.folder / entry.path, report))
     record = {"made_from": made_from, "rows": rows, "report": report, "sha256": sha256_of(file)}
     write_json(record_file, record)
     events.write("data_prepared", data=name, rows=rows, sha256=record["sha256"], report=report)
@@ -114,14 +111,28 @@ def _generated(entry: GeneratedData, seed: int, report: dict[str, Any]) -> Itera
         report |= asdict(options["counts"])
 
 
-def _imported(entry: ImportedData, file: Path, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    from llama2_chat.data_import import ImportReport, import_hh_rlhf
+def _imported(name: str, entry: ImportedData, file: Path, report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    from llama2_chat.data_import import ImportReport, import_rows
 
     counts = ImportReport()
-    rows = import_hh_rlhf(file, kind=entry.kind, domain=entry.domain, report=counts)
+    rows = import_rows(
+        entry.format,
+        file,
+        kind=entry.kind,
+        domain=entry.domain,
+        split=entry.split,
+        held_out_share=entry.held_out_share,
+        report=counts,
+    )
     end = None if entry.limit is None else entry.offset + entry.limit
+    taken = 0
     for row in islice(rows, entry.offset, end):
+        taken += 1
         yield row.to_row()
+    if not taken:
+        usable = f"{counts.imported} of {counts.read} {counts.unit} read are usable"
+        part = f", {counts.in_split} of them in the part {entry.split}" if entry.split else ""
+        raise UserInputError(f"data.{name}: no row is left of {file}; {usable}{part}")
     report |= counts.to_row()
     if counts.imported < counts.read:
         print(f"{file}: {counts}", file=sys.stderr, flush=True)

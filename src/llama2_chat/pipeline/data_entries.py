@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, Field, create_model, field_validator
+from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 
+from llama2_chat.data_import import DEFAULT_HELD_OUT_SHARE, FormatName, Kind, Split
 from llama2_chat.dialogue import Domain
 from llama2_chat.errors import did_you_mean
 from llama2_chat.pipeline.problems import validated
@@ -27,12 +28,40 @@ class ImportedData(StrictModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    format: Literal["hh-rlhf"] = Field(alias="import")
+    format: FormatName = Field(alias="import")
     path: str
-    kind: Literal["dialogues", "preferences", "prompts"]
-    domain: Literal["helpfulness", "safety"] | None = None
-    offset: int = Field(0, ge=0, description="Skip this many usable rows, for example those of another entry")
+    kind: Kind
+    domain: Domain | None = None
+    split: Split | None = Field(
+        None, description="Only the rows of this part; the parts share no first user message"
+    )
+    held_out_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="About what share of the first user messages is held out; "
+        f"{DEFAULT_HELD_OUT_SHARE} where it is not given",
+    )
+    offset: int = Field(0, ge=0, description="Skip this many usable rows of the part that is taken")
     limit: int | None = Field(None, ge=1, description="Take at most this many usable rows")
+
+    @model_validator(mode="after")
+    def _share_of_a_split(self) -> ImportedData:
+        if self.held_out_share is not None and self.split is None:
+            raise ValueError(
+                "held_out_share has no effect without split; add split: train or split: held_out"
+            )
+        return self
+
+    @property
+    def held_out(self) -> float:
+        """The share that is held out where the file is split."""
+        return DEFAULT_HELD_OUT_SHARE if self.held_out_share is None else self.held_out_share
+
+    @property
+    def part(self) -> float:
+        """About what share of the usable rows is in the part that is taken."""
+        return {None: 1.0, "train": 1.0 - self.held_out, "held_out": self.held_out}[self.split]
 
 
 class GeneratedData(StrictModel):
@@ -106,4 +135,19 @@ def validated_entries(value: Any, folder: Path, problems: list[str]) -> dict[str
             validated(options_class(made.testbed), made.options, f"{key}.options", problems)
         if made is not None:
             entries[str(name)] = made
+    problems += _unequal_shares(entries, folder)
     return entries
+
+
+def _unequal_shares(entries: Mapping[str, DataEntry], folder: Path) -> Iterator[str]:
+    """Entries that split one file at different shares: what one trains on, another could hold out."""
+    first: dict[Path, tuple[str, float]] = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, ImportedData) or entry.split is None:
+            continue
+        other, share = first.setdefault((folder / entry.path).resolve(), (name, entry.held_out))
+        if share != entry.held_out:
+            yield (
+                f"data.{name}.held_out_share: {entry.held_out:g}, but data.{other} splits the same file at "
+                f"{share:g}, so one row could be in both parts; give both the same share"
+            )

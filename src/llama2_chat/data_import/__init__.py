@@ -1,0 +1,86 @@
+"""Importing data sets of other formats into the toolkit's own; what is dropped is counted by reason.
+
+One module a format; `FORMATS` is the list that command line, recipes and pipeline share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from llama2_chat.data_import.candidates import Format, import_as
+from llama2_chat.data_import.hh_rlhf import HH_RLHF
+from llama2_chat.data_import.oasst import OASST
+from llama2_chat.data_import.pandalm import PANDALM
+from llama2_chat.data_import.report import KINDS, SPLITS, ImportReport, Kind, Split
+from llama2_chat.data_import.split import DEFAULT_HELD_OUT_SHARE
+from llama2_chat.dialogue import Dialogue, Domain, Preference, Prompt
+from llama2_chat.errors import UserInputError, did_you_mean
+
+__all__ = [
+    "DEFAULT_HELD_OUT_SHARE",
+    "FORMATS",
+    "KINDS",
+    "SPLITS",
+    "FormatName",
+    "ImportReport",
+    "Kind",
+    "Split",
+    "import_hh_rlhf",
+    "import_rows",
+]
+
+FormatName = Literal["hh-rlhf", "pandalm", "oasst"]
+"""The names of `FORMATS`, for type checkers, recipes and the command line."""
+
+FORMATS: Mapping[str, Format] = {format_.name: format_ for format_ in (HH_RLHF, PANDALM, OASST)}
+
+
+def import_rows(
+    format_: FormatName,
+    file: Path | str,
+    *,
+    kind: Kind,
+    domain: Domain | None = None,
+    split: Split | None = None,
+    held_out_share: float | None = None,
+    report: ImportReport | None = None,
+) -> Iterator[Dialogue | Preference | Prompt]:
+    """Rows of a file of another format as dialogues (the preferred side), preferences or prompts.
+
+    Of `hh-rlhf` and `pandalm` the same rows are dropped whatever is made of them, so that row n of one kind and
+    row n of another come from the same pair. Of `oasst` one tree gives many pairs but fewer prompts and dialogues.
+
+    Args:
+        file: `.gz` or not.
+        kind: What to make of each row.
+        domain: "safety" tags dialogues and prompts `is_safety`; preferences carry the domain as it is. None takes
+            the format's own: of `hh-rlhf`, safety where "harmless" and helpfulness where "helpful" is in the name
+            of the file or its folder; of the others, helpfulness.
+        split: Only one of the two parts of the file that share no first user message; None takes both.
+        held_out_share: About what share of the first user messages is held out, between 0 and 1, both excluded;
+            with `split` only, and the same for both parts. None is 0.25.
+        report: Filled with the counts while the rows are read.
+
+    Raises:
+        UserInputError: an unknown format, kind or split, or a share that is not between 0 and 1.
+        DataFormatError: the file is not of the format at all.
+    """
+    if format_ not in FORMATS:
+        hint = did_you_mean(format_, FORMATS)
+        raise UserInputError(f'format "{format_}" unknown; one of {", ".join(FORMATS)}{hint}')
+    return import_as(
+        FORMATS[format_],
+        file,
+        kind=kind,
+        domain=domain,
+        split=split,
+        held_out_share=held_out_share,
+        report=report,
+    )
+
+
+import_hh_rlhf = partial(import_rows, "hh-rlhf")
+"""`import_rows` of HH-RLHF."""

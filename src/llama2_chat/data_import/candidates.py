@@ -1,0 +1,156 @@
+"""What every importer shares: rows that may be imported, checked, counted and made into one kind of row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llama2_chat.data_import.json_array import read_array
+from llama2_chat.data_import.report import (
+    EMPTY_ANSWER,
+    IDENTICAL,
+    KINDS,
+    SPLITS,
+    ImportReport,
+    Kind,
+    Split,
+)
+from llama2_chat.data_import.split import DEFAULT_HELD_OUT_SHARE, check_share, is_held_out
+from llama2_chat.dialogue import CHAT_TAGS, Dialogue, Domain, Message, Preference, Prompt, Rating, Role, Row
+from llama2_chat.errors import DataFormatError, UserInputError
+from llama2_chat.jsonl import read_rows
+
+Turn = tuple[Role, str]
+"""Who says what; not yet a Message, which refuses chat tags."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What may become a row: dropped and counted if it has `faults`, else made from the other fields."""
+
+    faults: tuple[str, ...] = ()
+    prompt: tuple[Turn, ...] = ()
+    chosen: str = ""
+    rejected: str = ""
+    rating: Rating | None = None
+    id: str | None = None
+    """Of a dialogue, after the file's name; None: the row's number."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A data set's format: how its rows are read and what may become of each."""
+
+    name: str
+    """Also the `source` of what is imported."""
+    candidates: Callable[[Row, Kind], Iterable[Candidate]]
+    """Of one row; raises ValueError where the row is not of the format."""
+    expected: str
+    """What a file of this format holds, to end an error message with."""
+    domain_of: Callable[[Path], Domain | None]
+    """The domain of a file for which none was named."""
+    json_array: bool = False
+    """One JSON array instead of JSONL."""
+    units: Mapping[Kind, str] = field(default_factory=dict)
+    """What the candidates of a kind are, in the plural, where one row of the file gives several."""
+
+
+def pair_faults(chosen: str, rejected: str) -> dict[str, bool]:
+    """What can be wrong with any two answers to one prompt."""
+    answers = (chosen.strip(), rejected.strip())
+    return {IDENTICAL: answers[0] == answers[1], EMPTY_ANSWER: not all(answers)}
+
+
+def holds_chat_tag(*texts: str) -> bool:
+    """Whether a text holds a tag that could pose as another turn."""
+    return any(tag in text for tag in CHAT_TAGS for text in texts)
+
+
+def import_as(
+    format_: Format,
+    file: Path | str,
+    *,
+    kind: Kind,
+    domain: Domain | None = None,
+    split: Split | None = None,
+    held_out_share: float | None = None,
+    report: ImportReport | None = None,
+) -> Iterator[Dialogue | Preference | Prompt]:
+    """Rows of a file of another format; see `llama2_chat.data_import.import_rows`."""
+    file = Path(file)
+    if kind not in KINDS:
+        raise UserInputError(f'kind "{kind}" unknown; one of {", ".join(KINDS)}')
+    if split is not None and split not in SPLITS:
+        raise UserInputError(f'split "{split}" unknown; one of {", ".join(SPLITS)}')
+    report = report if report is not None else ImportReport()
+    report.domain = domain or format_.domain_of(file)
+    report.unit = format_.units.get(kind, "rows")
+    if split is not None:
+        report.split = split
+        report.held_out_share = DEFAULT_HELD_OUT_SHARE if held_out_share is None else held_out_share
+        check_share(report.held_out_share)
+    elif held_out_share is not None:
+        raise UserInputError(
+            "a held-out share without a split has no effect; name the split, train or held_out"
+        )
+    return _in_split(_imported(format_, file, kind, report), report)
+
+
+def _in_split(
+    rows: Iterator[Dialogue | Preference | Prompt], report: ImportReport
+) -> Iterator[Dialogue | Preference | Prompt]:
+    for row in rows:
+        if report.split is not None:
+            assert report.held_out_share is not None  # set together
+            messages = row.prompt if isinstance(row, Preference) else row.messages
+            if is_held_out(messages, report.held_out_share) != (report.split == "held_out"):
+                continue
+            report.in_split += 1
+        yield row
+
+
+def _imported(
+    format_: Format, file: Path, kind: Kind, report: ImportReport
+) -> Iterator[Dialogue | Preference | Prompt]:
+    name = file.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
+    for number, row in _rows(format_, file):
+        try:
+            for candidate in format_.candidates(row, kind):
+                report.read += 1
+                if candidate.faults:
+                    report.dropped.update(candidate.faults)
+                    continue
+                identity = f"{name}:{candidate.id or number}"
+                made = _make(candidate, kind, report.domain, identity, format_.name)
+                report.imported += 1
+                yield made
+        except ValueError as error:
+            place = f"{file}: row {number}" if format_.json_array else f"{file}:{number}"
+            raise DataFormatError(place, None, str(error)) from None
+
+
+def _rows(format_: Format, file: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        yield from read_array(file) if format_.json_array else read_rows(file)
+    except DataFormatError as error:
+        error.args = (f"{error} (expected: {format_.expected})",)
+        raise
+
+
+def _make(
+    candidate: Candidate, kind: Kind, domain: Domain | None, identity: str, source: str
+) -> Dialogue | Preference | Prompt:
+    is_safety = domain == "safety"
+    prompt = tuple(Message(role, text.strip()) for role, text in candidate.prompt)
+    # Both answers are checked whatever the kind, so that a file is good for every kind or for none.
+    chosen, rejected = (
+        Message("assistant", text.strip()) for text in (candidate.chosen, candidate.rejected)
+    )
+    if kind == "dialogues":
+        return Dialogue((*prompt, chosen), is_safety=is_safety, id=identity, source=source)
+    if kind == "prompts":
+        return Prompt(prompt, is_safety=is_safety, source=source)
+    return Preference(
+        prompt, chosen.content, rejected.content, candidate.rating, domain=domain, source=source
+    )
