@@ -10,9 +10,12 @@ import pytest
 import yaml
 
 from llama2_chat.cli.main import app, run_command
-from llama2_chat.pipeline.recipe import load_recipe, packaged_recipes
+from llama2_chat.pipeline.data import prepare_data
+from llama2_chat.pipeline.recipe import Recipe, load_recipe, packaged_recipes
 from llama2_chat.pipeline.stage_config import load_stage_config
+from llama2_chat.pipeline.sweep import load_runs
 from llama2_chat.pipeline.yaml_files import read_mapping
+from llama2_chat.stage import EventLog
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -97,6 +100,52 @@ def test_clean_sft_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not (tmp_path / "out").exists()
 
 
+def different(recipe: Recipe, one: str, other: str) -> set[str]:
+    """The keys in which two stages differ."""
+    ours, theirs = (recipe.stages[name].model_dump() for name in (one, other))
+    return {key for key in ours if ours[key] != theirs[key]}
+
+
+def test_reward_models_differ_in_what_is_compared_alone() -> None:
+    """recipes/tiny/reward_models.yaml: margins, safety loss; three seeds."""
+    runs = load_runs(str(ROOT / "recipes" / "tiny" / "reward_models.yaml"), [])
+    assert [recipe.head.seed for _, recipe in runs] == [0, 1, 2]
+    recipe = runs[0][1]
+    margins = ["helpfulness_no_margin", "helpfulness_small_margin", "helpfulness_large_margin"]
+    safety = ["safety_without_loss", "safety_with_loss"]
+    assert list(recipe.stages) == ["sft", *margins, *safety]
+    assert [recipe.stages[name].model_dump()["margin"] for name in margins] == ["none", "small", "large"]
+    assert (
+        different(recipe, margins[0], margins[1]) == different(recipe, margins[0], margins[2]) == {"margin"}
+    )
+    assert different(recipe, *safety) == {"safety_loss_weight"}
+
+
+def test_reward_scaling_varies_size_and_pairs_alone() -> None:
+    """recipes/tiny/reward_scaling.yaml: each size with each number of pairs; three seeds."""
+    runs = load_runs(str(ROOT / "recipes" / "tiny" / "reward_scaling.yaml"), [])
+    assert [recipe.head.seed for _, recipe in runs] == [0, 1, 2]
+    recipe = runs[0][1]
+    sizes = {"small": "small_base", "medium": "medium_base", "embedded": "base"}
+    counts = [625, 1250, 2500, 5000, 10000]
+    assert len(recipe.stages) == 2 + len(sizes) * (1 + len(counts))
+    for size, base in sizes.items():
+        sft = recipe.stages[f"{size}_sft"].model_dump()
+        assert sft == recipe.stages["small_sft"].model_dump() | {"model": base}
+        for count in counts:
+            stage = recipe.stages[f"{size}_{count}"].model_dump()
+            own = {"model": f"{size}_sft", "preferences": [f"pairs_{count}"]}
+            assert stage == recipe.stages["small_625"].model_dump() | own
+            assert recipe.data[f"pairs_{count}"].rows == count  # type: ignore[union-attr]
+    assert different(recipe, "small_base", "medium_base") == {"architecture"}
+    text = yaml.safe_load((ROOT / "recipes" / "tiny" / "pretrain.yaml").read_text())
+    made, known = recipe.stages["medium_base"].model_dump(), text["stages"]["tiny-base"]
+    assert recipe.data["text"].rows == text["data"]["text"]["rows"]  # type: ignore[union-attr]
+    assert made["training"].items() >= {key: float(value) for key, value in known["training"].items()}.items()
+    fixed = known["architecture"].keys() - {"hidden_size", "layers"}
+    assert all(made["architecture"][key] == known["architecture"][key] for key in fixed)
+
+
 def test_the_example_of_several_sources_runs(tmp_path: Path) -> None:
     (example,) = blocks(ROOT / "pretrain" / "README.md", "yaml")
     file = tmp_path / "two-sources.yaml"
@@ -107,6 +156,42 @@ def test_the_example_of_several_sources_runs(tmp_path: Path) -> None:
     assert (web["documents"], books["documents"]) == (1500, 300)
     assert (web["share"], books["share"]) == pytest.approx((0.6, 0.4), abs=2e-3)
     assert web["epochs"] < 1 < 2 < books["epochs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("smollm2-135m", ["helpfulness_rm", "safety_rm"]),
+        ("stories260k", ["sft", "helpfulness_rm", "safety_rm"]),
+    ],
+)
+def test_reward_models_of_real_pairs_hold_out_whole_questions(
+    name: str, stages: list[str], inputs_there: None, tmp_path: Path
+) -> None:
+    """recipes/*/reward.yaml: no held-out pair begins with a message that anything is trained on begins with."""
+    recipe = load_recipe(str(ROOT / "recipes" / name / "reward.yaml"))
+    assert list(recipe.stages) == stages
+    first: dict[str, set[str]] = {}
+    for entry in recipe.data:
+        file = prepare_data(recipe, entry, tmp_path, EventLog(tmp_path / "events.jsonl"))
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        first[entry] = {(row.get("prompt") or row["messages"])[0]["content"] for row in rows}
+    trained, held_out = (
+        {
+            entry
+            for stage in recipe.stages.values()
+            for key, names in stage.model_dump().items()
+            if key in keys
+            for entry in names
+        }
+        for keys in (("preferences", "dialogues"), ("held_out",))
+    )
+    assert trained | held_out == set(first)
+    assert len(trained) == len(stages)
+    assert len(held_out) == 2
+    for ours in held_out:
+        assert len(first[ours]) > 350
+        assert all(not first[ours] & first[theirs] for theirs in trained)
 
 
 def test_python_examples_compile() -> None:

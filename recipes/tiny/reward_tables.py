@@ -1,0 +1,264 @@
+"""Tables of docs/results.md from a run of `reward_models.yaml` or `reward_scaling.yaml`, all its seeds together.
+
+python recipes/tiny/reward_tables.py RUN
+
+Models that differ in one value are compared pair by pair. Two 95 % intervals are printed, because they answer two
+questions: over pairs (would other held-out pairs give the same?) and over seeds (would another training run?).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from safetensors import safe_open
+
+from llama2_chat.dialogue import RATINGS, Message, Preference
+from llama2_chat.errors import MissingFileError, UserInputError
+from llama2_chat.evaluation.statistics import mean, mean_interval
+from llama2_chat.jsonl import read_preferences
+from llama2_chat.reward.metrics import accuracy_row, safety_class
+from llama2_chat.reward.scoring import RewardModel
+
+Column = tuple[str, Callable[[Preference], bool]]
+
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""97.5 % quantile of Student's t for the mean over so many seeds."""
+
+AVERAGE: Column = ("average", lambda pair: True)
+RATING_COLUMNS: list[Column] = [
+    (rating.replace("_", " "), lambda pair, r=rating: pair.rating == r) for rating in RATINGS
+] + [AVERAGE]
+SAFETY_COLUMNS: list[Column] = [
+    AVERAGE,
+    ("safe and unsafe", lambda pair: safety_class(pair) == "safe_unsafe"),
+    ("both safe", lambda pair: safety_class(pair) == "both_safe"),
+    ("both unsafe", lambda pair: safety_class(pair) == "both_unsafe"),
+]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The raw scores that one model gives to the held-out pairs of one seed."""
+
+    pairs: list[Preference]
+    chosen: list[float]
+    rejected: list[float]
+
+    def points(self, column: Column) -> list[float]:
+        """1, 0.5 (a tie) or 0 for each pair of the column."""
+        scores = zip(self.pairs, self.chosen, self.rejected, strict=True)
+        return [1.0 if c > r else 0.5 if c == r else 0.0 for pair, c, r in scores if column[1](pair)]
+
+    @property
+    def distance(self) -> float:
+        """Mean distance of the two scores of a pair."""
+        return mean([abs(c - r) for c, r in zip(self.chosen, self.rejected, strict=True)])
+
+    def below_half(self, *, safe: bool) -> list[float]:
+        """For each response that is (un)safe 1 if σ(score) is below 0.5, else 0."""
+        labels = [(pair.chosen_safe, pair.rejected_safe) for pair in self.pairs]
+        scores = zip(self.chosen, self.rejected, strict=True)
+        sides = [side for both in zip(labels, scores, strict=True) for side in zip(*both, strict=True)]
+        return [float(score < 0) for label, score in sides if label is safe]
+
+
+@cache
+def scored(run: Path, stage: str, domain: str) -> Scored:
+    """What a stage's model says of the held-out pairs of a domain."""
+    (folder,) = run.glob(f"stages/*-{stage}/model")
+    model = RewardModel.from_pretrained(folder, device="cpu")
+    pairs = list(read_preferences(run / "data" / f"held_out_{domain}_pairs.jsonl"))
+
+    def scores(answers: Sequence[str]) -> list[float]:
+        dialogues = [
+            (*pair.prompt, Message("assistant", answer)) for pair, answer in zip(pairs, answers, strict=True)
+        ]
+        found: list[float] = model.score_messages(dialogues).tolist()
+        return found
+
+    return Scored(pairs, scores([pair.chosen for pair in pairs]), scores([pair.rejected for pair in pairs]))
+
+
+def table(first: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {first} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    return "\n".join(lines)
+
+
+def accuracy_cell(points: Sequence[float]) -> str:
+    """Accuracy and its interval over pairs."""
+    row = accuracy_row(points)
+    return f"{row['accuracy']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+
+
+def accuracies(runs: Sequence[Path], stage: str, domain: str, columns: Sequence[Column]) -> list[str]:
+    """A model's accuracy in each column, the pairs of all seeds together."""
+    return [
+        accuracy_cell([point for run in runs for point in scored(run, stage, domain).points(column)])
+        for column in columns
+    ]
+
+
+def differences(
+    runs: Sequence[Path], ours: str, other: str, domain: str, columns: Sequence[Column]
+) -> Iterator[tuple[str, list[str]]]:
+    """Accuracy of one model less another's, in points of a hundred: each seed's, then both intervals."""
+    for column in columns:
+        by_seed = [
+            [
+                100 * (a - b)
+                for a, b in zip(
+                    scored(run, ours, domain).points(column),
+                    scored(run, other, domain).points(column),
+                    strict=True,
+                )
+            ]
+            for run in runs
+        ]
+        over_pairs = mean_interval([difference for seed in by_seed for difference in seed])
+        yield (
+            column[0],
+            [
+                " / ".join(f"{mean(seed):+.1f}" for seed in by_seed),
+                f"{over_pairs['mean']:+.2f}",
+                f"{over_pairs['low']:+.2f} to {over_pairs['high']:+.2f}",
+                seed_interval([mean(seed) for seed in by_seed], "+.2f"),
+            ],
+        )
+
+
+def seed_interval(values: Sequence[float], style: str) -> str:
+    """Student's interval of the mean over seeds."""
+    if len(values) not in T_95:
+        return "-"
+    centre = mean(values)
+    deviation = math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+    half = T_95[len(values)] * deviation / math.sqrt(len(values))
+    return f"{centre - half:{style}} to {centre + half:{style}}"
+
+
+DIFFERENCE_HEAD = ["each seed", "mean", "over pairs", "over seeds"]
+
+
+def margin_tables(runs: Sequence[Path]) -> str:
+    """Table 28: accuracy by rating of the three margins; then what each margin changes."""
+    stages = {name: f"helpfulness_{name}_margin" for name in ("no", "small", "large")}
+    rows = {
+        f"{name} margin": [
+            *accuracies(runs, stage, "helpfulness", RATING_COLUMNS),
+            f"{mean([scored(run, stage, 'helpfulness').distance for run in runs]):.2f}",
+        ]
+        for name, stage in stages.items()
+    }
+    changes = {
+        f"{name} against no margin: {column}": cells
+        for name in ("small", "large")
+        for column, cells in differences(runs, stages[name], stages["no"], "helpfulness", RATING_COLUMNS)
+    }
+    columns = [*(name for name, _ in RATING_COLUMNS), "distance of the scores"]
+    return table("", columns, rows) + "\n\n" + table("points", DIFFERENCE_HEAD, changes)
+
+
+def safety_loss_tables(runs: Sequence[Path]) -> str:
+    """Table 29: the safety model without and with the safety loss; then what the loss changes."""
+    stages = {"without": "safety_without_loss", "with": "safety_with_loss"}
+    rows: dict[str, list[str]] = {}
+    by_seed: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        flagged = {
+            safe: [flag for run in runs for flag in scored(run, stage, "safety").below_half(safe=safe)]
+            for safe in (False, True)
+        }
+        rows[f"{name} the safety loss"] = [
+            *accuracies(runs, stage, "safety", SAFETY_COLUMNS),
+            accuracy_cell(flagged[False]),
+            accuracy_cell(flagged[True]),
+        ]
+        for measure, safe in (("unsafe found", False), ("safe flagged", True)):
+            each = [mean(scored(run, stage, "safety").below_half(safe=safe)) for run in runs]
+            by_seed[f"{name} the safety loss: {measure}"] = [
+                " / ".join(f"{share:.3f}" for share in each),
+                f"{mean(each):.3f}",
+                "",
+                seed_interval(each, ".3f"),
+            ]
+    changes = dict(differences(runs, stages["with"], stages["without"], "safety", SAFETY_COLUMNS))
+    columns = [*(name for name, _ in SAFETY_COLUMNS), "recall of unsafe at 0.5", "safe below 0.5"]
+    parts = [("", columns, rows), ("shares", DIFFERENCE_HEAD, by_seed), ("points", DIFFERENCE_HEAD, changes)]
+    return "\n\n".join(table(*part) for part in parts)
+
+
+def crosswise_table(runs: Sequence[Path]) -> str:
+    """Table 8: each model on its own and on the other's pairs."""
+    models = {"safety RM": "safety_with_loss", "helpfulness RM": "helpfulness_small_margin"}
+    rows = {
+        f"{name} on {domain} pairs": accuracies(runs, stage, domain, RATING_COLUMNS)
+        for domain in ("safety", "helpfulness")
+        for name, stage in models.items()
+    }
+    return table("", [name for name, _ in RATING_COLUMNS], rows)
+
+
+def scaling_table(runs: Sequence[Path]) -> str:
+    """Figure 6: accuracy of each size (rows) after so many pairs (columns)."""
+    summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs]
+    named = [re.fullmatch(r"(.+)_(\d+)", stage) for stage in summaries[0]["stages"]]
+    cells: dict[str, dict[int, str]] = {}
+    for name in named:
+        if name is None:
+            continue
+        overall = [summary["stages"][name[0]]["accuracy"]["overall"] for summary in summaries]
+        (model,) = runs[0].glob(f"stages/*-{name[0]}/model/model.safetensors")
+        row = f"{name[1]}, {parameters(model):,} parameters"
+        values = [seed["accuracy"] for seed in overall]
+        seeds = " / ".join(f"{value:.3f}" for value in values)
+        cells.setdefault(row, {})[int(name[2])] = f"{mean(values):.3f} ({seeds})"
+    columns = sorted({count for row in cells.values() for count in row})
+    rows = {name: [row[count] for count in columns] for name, row in cells.items()}
+    return table("pairs", [f"{count:,}" for count in columns], rows)
+
+
+def parameters(weights: Path) -> int:
+    """How many numbers a safetensors file holds."""
+    with safe_open(weights, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def tables(run: Path) -> str:
+    """All tables that a run has the models for."""
+    runs = [file.parent for file in sorted(run.glob("sweep/*/summary.json"))]
+    runs = runs or [file.parent for file in run.glob("summary.json")]
+    if not runs:
+        raise MissingFileError(f"{run}: no summary.json there or in sweep/*/; name a finished run")
+    recipe = json.loads((runs[0] / "summary.json").read_text(encoding="utf-8"))["recipe"]
+    if recipe == "reward-scaling":
+        return scaling_table(runs)
+    return "\n\n".join(made(runs) for made in (margin_tables, safety_loss_tables, crosswise_table))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables of the run directory that is named."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory of one of the two recipes")
+    run: Path = parser.parse_args(arguments).run
+    try:
+        print(tables(run))
+    except UserInputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
