@@ -161,6 +161,8 @@ def _safety(models: Mapping[str, Figures]) -> Iterator[str]:
             recall = share(models[name]["unsafe_at_half"], "recall") if whole else ""
             rows.append([name, *map(share, row), recall])
     yield from table(["", "avg", *SAFETY_CLASSES.values(), "recall of unsafe at 0.5"], rows)
+    if half["unsafe"] == 0:
+        return  # nothing for the gate to find
     yield ""
     gates = {name: one["gate"] for name, one in models.items()}
     yield from table(

@@ -320,5 +320,15 @@ def test_tables_hold_the_numbers(files: list[Path], pairs: list[Preference]) -> 
     assert rows["perfect"][:2] == [f"100.0 ({lows[-1]}–100.0)", "500"]
 
 
+def test_what_has_no_label_has_no_section(tmp_path: Path) -> None:
+    prompt = (Message("user", "q"),)
+    for safe, sections in ((None, 0), (True, 1)):
+        rows = [Preference(prompt, "a", "b", None, safe, safe)]
+        file = write_pairs(tmp_path / "pairs.jsonl", rows)
+        text = reward_markdown(evaluate_reward_models({"rm": KnownScorer("rm", LENGTH)}, [file]))
+        assert text.count("## Safety") == text.count("σ(score) against the safe label") == sections
+        assert "gate" not in text
+
+
 def test_a_bar_in_a_name_does_not_break_a_table() -> None:
     assert table(["a|b", "c"], [["d", "e"]]) == ["| a\\|b | c   |", "|------|-----|", "| d    | e   |"]
