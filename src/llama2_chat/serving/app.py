@@ -126,7 +126,7 @@ def _add_post(
         except Exception as error:
             # Not left to the framework, which would log the message, and with it what was sent.
             log_failure(error)
-            return _json(500, {"error": "scoring failed; the server's log says where"})
+            return _json(500, {"error": "the server failed; its log says where"})
 
     content = {"application/json": {"schema": {"$ref": _REFS.format(model=body.__name__)}}}
     responses: dict[int | str, dict[str, Any]] = {200: {"model": response}}

@@ -4,8 +4,9 @@ In the Llama 2 format control pieces count where that format writes them: BOS at
 EOS BOS before the next turn's `[INST]`. Anywhere else `<s>` and `</s>` are the text that they are. With another
 template nothing tells where it may write its control pieces, so all of them count.
 
-The text's BOS is the only one. A stop token is added where the text lacks it (an answer that was cut off), since
-reward models read the score there; padding at either end is left out.
+Decoding with a SentencePiece-like tokenizer puts a space behind each control piece, which encoding adds again; it is
+taken away. The text's BOS is the only one. A stop token is added where the text lacks it (an answer that was cut off),
+since reward models read the score there; padding at either end is left out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from collections.abc import Iterable
 
 from llama2_chat.chat_format import ChatFormat, Llama2ChatFormat, TokenizerChatFormat
+from llama2_chat.dialogue import Message, messages_to_rows
 from llama2_chat.errors import UserInputError
 from llama2_chat.tokenizers import ChatTokenizer, control_pieces
 
@@ -40,8 +42,24 @@ class RenderedText:
             self._boundary = re.compile(rf"{re.escape(eos)}\s?{self._bos.pattern}")
         else:
             bos = self._tokenizer.hf.bos_token or ""
-            self._controls = control_pieces(self._tokenizer.hf)
+            self._learn_template(chat_format)
         self._leading = self._filling - {bos}
+
+    def _learn_template(self, chat_format: TokenizerChatFormat) -> None:
+        """How many spaces follow a control piece, as the template writes it and as decoding does."""
+        pieces = "|".join(map(re.escape, sorted(control_pieces(self._tokenizer.hf), key=len, reverse=True)))
+        self._control = re.compile(pieces)
+        self._gap = re.compile(rf"(?:{pieces})(?!{pieces})( *)(?=[^ ])")
+        self._extra_space = re.compile(rf"({pieces}) (?!{pieces}|$)")
+        sample = (Message("user", "a"), Message("assistant", "b"))
+        ids = [token for segment in chat_format.segments(sample) for token in segment.ids]
+        written = self._tokenizer.hf.apply_chat_template(messages_to_rows(sample), tokenize=False)
+        decoded = self._gap_of(self._tokenizer.decode(ids, keep_control=True))
+        self._decoded_gap = decoded if decoded > self._gap_of(written) else None
+
+    def _gap_of(self, text: str) -> int:
+        found = self._gap.search(text)
+        return len(found[1]) if found else 0
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a rendered dialogue, ending in the stop token.
@@ -67,11 +85,13 @@ class RenderedText:
         return ids
 
     def _encode_with_template(self, text: str) -> list[int]:
-        if not any(piece in text for piece in self._controls):
+        if not self._control.search(text):
             raise UserInputError(
                 "not in this model's chat format: none of the control pieces of its tokenizer's template is in it; "
                 "send rendered text, or messages to /v1/score"
             )
+        if self._decoded_gap is not None and self._gap_of(text) >= self._decoded_gap:
+            text = self._extra_space.sub(r"\1", text)
         ids = self._tokenizer.hf.encode(
             text, add_special_tokens=False, split_special_tokens=False, verbose=False
         )

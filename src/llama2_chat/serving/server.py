@@ -19,6 +19,8 @@ from llama2_chat.serving.service import ScoringService
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 2048
 _STDERR = 2
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep a connection in their pools, or they would now and then send into one that closes."""
 
 
 def is_loopback(host: str) -> bool:
@@ -71,6 +73,7 @@ def run(service: ScoringService, listener: socket.socket) -> int | None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         backlog=_BACKLOG,
     )
     server = _Server(config, service)

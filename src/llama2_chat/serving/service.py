@@ -72,9 +72,8 @@ class ScoringService:
         """Read a body, encode what `parse` finds in it, score it together with what others sent.
 
         Raises:
-            RequestError: it is refused; `place` is what the reason calls the parts of the body.
+            RequestError: it is refused, `place` is what the reason calls the parts of the body; or scoring failed.
             ClientGoneError: whoever asked has hung up.
-            Exception: scoring failed.
         """
         self._check_open()
         self.batcher.check_room()
@@ -90,7 +89,13 @@ class ScoringService:
             future = self.batcher.submit(encoded)
         finally:
             self._bodies.give_back(held)
-        return await _unless_gone(future, receive)
+        try:
+            return await _unless_gone(future, receive)
+        except ClientGoneError:
+            raise
+        except Exception as error:
+            # The batcher has told the log.
+            raise RequestError(500, "scoring failed; the server's log says where") from error
 
     def stop_reading(self) -> None:
         """Refuse what is new and give bodies that are still arriving a last moment; call it in the event loop."""
