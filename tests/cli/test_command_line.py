@@ -36,6 +36,7 @@ print(f"code {code} heavy {sorted(heavy)}", file=sys.stderr)
         ["recipes", "list"],
         ["data", "--help"],
         ["score", "--help"],
+        ["serve", "--help"],
         ["report", "--help"],
         ["chat", "--help"],
     ],

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = "llama2_chat"
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
-TOP = ("pipeline", "report", "chat", "cli", "recipes")
+TOP = ("pipeline", "report", "chat", "serving", "cli", "recipes")
 """Above the stages; the recipes folder may hold scripts that run commands."""
 
 BETWEEN_STAGES = {
@@ -209,7 +209,7 @@ def test_stages_import_each_other_only_where_the_method_says_so() -> None:
 def test_the_pipeline_imports_stages_lazily_or_their_configuration() -> None:
     wrong, seen = [], 0
     for module in MODULES:
-        if layer(module) not in ("pipeline", "report", "chat"):
+        if layer(module) not in ("pipeline", "report", "chat", "serving"):
             continue
         for found in module.imports:
             if part_of(found.module) in STAGES:
@@ -224,7 +224,7 @@ def test_the_pipeline_does_not_import_the_command_line() -> None:
     wrong = [
         module.place(found)
         for module in MODULES
-        if layer(module) in ("pipeline", "report", "chat", *STAGES)
+        if layer(module) in ("pipeline", "report", "chat", "serving", *STAGES)
         for found in module.imports
         if part_of(found.module) == "cli" or (part_of(found.module) == "pipeline" and layer(module) in STAGES)
     ]

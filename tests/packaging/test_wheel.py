@@ -114,7 +114,17 @@ def test_the_command_runs_outside_the_checkout(environment: Path, tmp_path: Path
     assert Path(where.strip()).is_relative_to(environment)
     command = environment / "bin" / "llama2-chat"
     text = output_of(command, "--help", cwd=tmp_path)
-    for name in ("run", "sft", "reward", "rejection-sampling", "evaluate", "score", "data", "recipes"):
+    for name in (
+        "run",
+        "sft",
+        "reward",
+        "rejection-sampling",
+        "evaluate",
+        "score",
+        "serve",
+        "data",
+        "recipes",
+    ):
         assert name in text
     listed = output_of(command, "recipes", "list", cwd=tmp_path)
     recipes = [folder.split("/")[1] for folder in FOLDERS.values() if folder.startswith("recipes/")]

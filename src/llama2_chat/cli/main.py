@@ -12,7 +12,7 @@ import traceback
 import typer
 
 from llama2_chat import interruption
-from llama2_chat.cli import chat, data, evaluate, recipes, report, run, score, stages
+from llama2_chat.cli import chat, data, evaluate, recipes, report, run, score, serve, stages
 from llama2_chat.distributed import is_main_process
 from llama2_chat.errors import Llama2ChatError, disk_full, out_of_memory
 
@@ -30,6 +30,7 @@ app.add_typer(recipes.app, name="recipes")
 for _kind, _command in stages.COMMANDS.items():
     app.command(_kind, help=_command.__doc__)(_command)
 app.command("score")(score.score)
+app.command("serve")(serve.serve)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(data.app, name="data")
 app.command("report")(report.report)

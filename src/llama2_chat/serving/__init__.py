@@ -1,0 +1,1 @@
+"""The scoring server: reward models over HTTP (docs/serving.md)."""
