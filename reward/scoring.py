@@ -16,9 +16,10 @@ from llama2_chat.dialogue import Dialogue, Message
 from llama2_chat.errors import UserInputError
 from llama2_chat.models import load_reward_model
 from llama2_chat.ppo.rewards import combine_scores
+from llama2_chat.reward.custom import Reward, Slot, custom_reward
 from llama2_chat.reward.data import encode_dialogue
 from llama2_chat.reward.pooling import pack_dialogues, scores_at_ends
-from llama2_chat.settings import BaseModelSource, RunSettings
+from llama2_chat.settings import BaseModelSource, CallableSource, RunSettings, UrlSource
 from llama2_chat.tokenizers import load_tokenizer
 
 _TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -94,11 +95,26 @@ class RewardModel:
         return scores
 
 
+RewardSource = str | Path | CallableSource | UrlSource
+"""A reward model's folder, or what makes a custom reward."""
+
+
+def load_reward(source: RewardSource, *, slot: Slot, device: str = "auto") -> Reward:
+    """What scores dialogues: a reward model, or the function or server that a configuration names instead.
+
+    Args:
+        slot: What it scores; a server gives both.
+    """
+    if isinstance(source, str | Path):
+        return RewardModel.from_pretrained(source, device=device)
+    return custom_reward(source, slot=slot)
+
+
 class RewardScorer:
     """Helpfulness and, if given, safety reward model, combined as in §3.2.3."""
 
     def __init__(
-        self, helpfulness: RewardModel, safety: RewardModel | None = None, *, safety_threshold: float = 0.15
+        self, helpfulness: Reward, safety: Reward | None = None, *, safety_threshold: float = 0.15
     ) -> None:
         self.helpfulness = helpfulness
         self.safety = safety
@@ -107,16 +123,16 @@ class RewardScorer:
     @classmethod
     def from_pretrained(
         cls,
-        helpfulness: str | Path,
-        safety: str | Path | None = None,
+        helpfulness: RewardSource,
+        safety: RewardSource | None = None,
         *,
         safety_threshold: float = 0.15,
         device: str = "auto",
     ) -> RewardScorer:
-        """Load reward model folders (Hugging Face format, one label, safetensors)."""
+        """Load reward model folders (Hugging Face format, one label, safetensors), or custom rewards."""
         return cls(
-            RewardModel.from_pretrained(helpfulness, device=device),
-            None if safety is None else RewardModel.from_pretrained(safety, device=device),
+            load_reward(helpfulness, slot="helpfulness", device=device),
+            None if safety is None else load_reward(safety, slot="safety", device=device),
             safety_threshold=safety_threshold,
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_chat.files import read_json, sha256_of
+from llama2_chat.pipeline.custom_rewards import custom_reward_names
 from llama2_chat.pipeline.data import prepare_data, prepared
 from llama2_chat.pipeline.data_entries import GeneratedData, ImportedData
 from llama2_chat.pipeline.estimates import (
@@ -78,13 +79,15 @@ def _row(
     name: str, config: StrictModel, directory: StageDirectory, state: str, need: Estimate
 ) -> dict[str, str]:
     kind: str = config.kind  # type: ignore[attr-defined]
+    inputs = [name for referring in references(config) for name in referring.names]
+    inputs += custom_reward_names(config.model_dump())
     output = f"stages/{directory.path.name}/model"
     if STAGE_KINDS[kind].makes_dataset:
         output += ", dataset.jsonl"
     return {
         "stage": name,
         "kind": kind,
-        "inputs": ", ".join(dict.fromkeys(n for r in references(config) for n in r.names)),
+        "inputs": ", ".join(dict.fromkeys(inputs)),
         "output": output,
         "state": state,
         "memory": "unknown" if need.memory is None else f"≥ {format_bytes(need.memory)}",
