@@ -25,12 +25,10 @@ def module_file(source: CallableSource) -> Path | None:
     """The file of the function's module, first in `source.folder` and then on the Python path; nothing is imported."""
     importlib.invalidate_caches()
     path: list[str] | None = [*([source.folder] if source.folder else []), *sys.path]
-    parts = source.module.split(".")
     spec = None
-    for number in range(len(parts)):
-        if path is None:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(".".join(parts[: number + 1]), path)
+    for part in source.module.split("."):
+        # By its last name and its parent's folders: the whole name would have the parents imported.
+        spec = None if path is None else importlib.machinery.PathFinder.find_spec(part, path)
         if spec is None:
             return None
         locations = spec.submodule_search_locations

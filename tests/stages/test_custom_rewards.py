@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from score_server import scores_of
 
 from llama2_chat.cli.main import run_command
 from llama2_chat.jsonl import read_rows
@@ -343,3 +344,56 @@ def test_the_schema_offers_all_three() -> None:
     assert checked == 7
     assert definitions["CallableSource"]["required"] == ["callable"]
     assert definitions["UrlSource"]["required"] == ["url"]
+
+
+def test_rejection_sampling_by_a_servers_scores(rejection_file, folder, server) -> None:
+    """The server is busy at first; the answers that it scores highest are kept."""
+    busy = [(429, {"Retry-After": "0"}, b"")]
+    server.answer = lambda rows: busy.pop() if busy else scores_of(rows)
+    out = folder / "out"
+    source = f"{{url: '{server.url}', batch_size: 16}}"
+    arguments = [str(rejection_file), f"helpfulness={source}", f"safety={source}", "--output-dir", str(out)]
+    assert run_command(["rejection-sampling", *arguments]) == 0
+    samples = [row for _, row in read_rows(out / "samples.jsonl")]
+    for row in samples:
+        assert row["scores"]["helpfulness"] == pytest.approx(-len(row["response"]) / 10, abs=1e-5)
+        assert row["scores"]["safety"] == pytest.approx(len(row["response"]) / 20, abs=1e-5)
+    assert server.requests[0][0] == "/v1/score"
+    assert all(len(body["dialogues"]) <= 16 for _, _, body in server.requests)
+    asked = len(server.requests)
+    # How a server is asked is no part of what it says: nothing is run again.
+    changed = [a.replace("batch_size: 16", "retries: 9") for a in arguments]
+    assert run_command(["rejection-sampling", *changed]) == 0
+    assert len(server.requests) == asked
+    assert f"url: {server.url}" in (out / "model" / "README.md").read_text()
+
+
+def test_ppo_by_a_servers_scores(sft, world, folder, server) -> None:
+    from llama2_chat.ppo.config import PpoConfig
+
+    config = PpoConfig(
+        policy=str(sft[0].model),
+        helpfulness={"url": server.url},
+        prompts=[str(world / "prompts.jsonl")],
+        sampling={"max_new_tokens": 12},
+        incomplete="own",
+        kl_coefficient=0.0,
+        training={"iterations": 12, "batch_size": 64, "mini_batch_size": 16, "learning_rate": 1e-3},
+    )
+    out = folder / "out"
+    assert run_command(["ppo", str(written(config, folder, world)), "--output-dir", str(out)]) == 0
+    metrics = metrics_of(out)
+    assert metrics["helpfulness_last"] > metrics["helpfulness_first"] + 1
+    assert len(server.requests) >= 12
+
+
+def test_a_server_that_fails_ends_the_stage_with_one_message(rejection_file, folder, server, capsys) -> None:
+    server.answer = lambda rows: (200, {}, b'{"scores": [{"helpfulness": NaN}]}')
+    out = folder / "out"
+    arguments = [str(rejection_file), f"helpfulness={{url: '{server.url}', batch_size: 1}}"]
+    assert run_command(["rejection-sampling", *arguments, "--output-dir", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert f"{server.url}: dialogue 1 of 1 (answer " in error
+    assert "a finite raw score (logit) is wanted, found nan" in error
+    assert "Traceback" not in error
+    assert not (out / "samples.jsonl").exists()
