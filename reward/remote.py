@@ -111,9 +111,8 @@ class RemoteReward:
                 answer: bytes = response.read(_LARGEST_ANSWER)
                 if len(answer) == _LARGEST_ANSWER:
                     raise UserInputError(f"{self.name}: the answer is longer than {_LARGEST_ANSWER:,} bytes")
-                if (
-                    response.length
-                ):  # http.client says nothing where the rest of what was announced does not come
+                # http.client says nothing where the rest of what was announced does not come.
+                if response.length:
                     raise _PassingError(f"the answer broke off {response.length:,} bytes before its end")
                 return answer
         except urllib.error.HTTPError as error:
