@@ -6,14 +6,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from llama2_chat.settings import DataReference, ModelReference, SamplingConfig, StrictModel
+from llama2_chat.settings import DataReference, ModelReference, RewardReference, SamplingConfig, StrictModel
 
 
 class EvaluationConfig(StrictModel):
     """Every policy of the run, and the base, on the same held-out prompts with the same seed."""
 
-    helpfulness: ModelReference = Field(description="Helpfulness reward model")
-    safety: ModelReference | None = Field(None, description="Safety reward model")
+    helpfulness: RewardReference = Field(description="Helpfulness reward model, or a custom reward")
+    safety: RewardReference | None = Field(None, description="Safety reward model, or a custom reward")
     independent: ModelReference | None = Field(
         None, description="A third reward model, trained on other data and never optimised against"
     )

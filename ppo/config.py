@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from llama2_chat.settings import DataReference, ModelReference, SamplingConfig, StrictModel
+from llama2_chat.settings import DataReference, ModelReference, RewardReference, SamplingConfig, StrictModel
 
 
 class PpoTraining(StrictModel):
@@ -50,10 +50,14 @@ class PpoConfig(StrictModel):
     kind: Literal["ppo"] = "ppo"
     policy: ModelReference
     reference: ModelReference | None = Field(None, description="π_0; default: the policy as it starts")
-    helpfulness: ModelReference = Field(description="Helpfulness reward model")
-    safety: ModelReference | None = Field(None, description="Safety reward model; without it R_c = R_h")
+    helpfulness: RewardReference = Field(description="Helpfulness reward model, or a custom reward")
+    safety: RewardReference | None = Field(
+        None, description="Safety reward model, or a custom reward; without it R_c = R_h"
+    )
     value: ModelReference | None = Field(
-        None, description="Reward model that the value model starts from; default: `helpfulness`"
+        None,
+        description="Reward model that the value model starts from; default: `helpfulness`, or the policy where "
+        "that is a custom reward",
     )
     prompts: list[DataReference] = Field(min_length=1)
     sampling: SamplingConfig = SamplingConfig(temperature=1.0)

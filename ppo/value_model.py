@@ -23,20 +23,25 @@ def load_value_model(
     """A model with one scalar output that reads the policy's token ids and at first says 0 everywhere.
 
     Its trunk is that of `config.value`, by default the helpfulness reward model. Where that one was trained
-    with other tokens, the policy's ids mean nothing to it: then it is the policy's own, and a warning says so.
+    with other tokens, the policy's ids mean nothing to it: then it is the policy's own, and a warning says so. So it is
+    where `helpfulness` is a custom reward, which has no trunk to lend.
 
     The head starts at 0, the mean of whitened scores. A reward model's own head has been trained at the last
     token alone and on another scale; in the middle of a response it says nothing yet, loudly.
     """
     source = config.value or config.helpfulness
-    if same_tokens(tokenizer, load_tokenizer(source)):
+    if isinstance(source, str) and same_tokens(tokenizer, load_tokenizer(source)):
         model = load_reward_model(source, settings)
     else:
+        why = (
+            f"{source} has another tokenizer than the policy"
+            if isinstance(source, str)
+            else "helpfulness is a custom reward"
+        )
         events.write(
             "warning",
-            message=f"value: {source} has another tokenizer than the policy, so the value model starts from the "
-            "policy's trunk; name a reward model of the policy's own tokenizer in `value`, or give it time with "
-            "training.warmup_iterations",
+            message=f"value: {why}, so the value model starts from the policy's trunk; name a reward model of the "
+            "policy's own tokenizer in `value`, or give it time with training.warmup_iterations",
         )
         model = reward_model_from_policy(config.policy, settings, gguf_file=gguf_file)
     head: nn.Module = model.score  # type: ignore[assignment]

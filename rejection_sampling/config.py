@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from llama2_chat.settings import DataReference, ModelReference, SamplingConfig, StrictModel
+from llama2_chat.settings import DataReference, ModelReference, RewardReference, SamplingConfig, StrictModel
 from llama2_chat.sft.config import SftTraining
 
 
@@ -15,8 +15,10 @@ class RejectionSamplingConfig(StrictModel):
 
     kind: Literal["rejection_sampling"] = "rejection_sampling"
     policy: ModelReference = Field(description="The model that is sampled from: the most recent one")
-    helpfulness: ModelReference = Field(description="Helpfulness reward model")
-    safety: ModelReference | None = Field(None, description="Safety reward model; without it R_c = R_h")
+    helpfulness: RewardReference = Field(description="Helpfulness reward model, or a custom reward")
+    safety: RewardReference | None = Field(
+        None, description="Safety reward model, or a custom reward; without it R_c = R_h"
+    )
     prompts: list[DataReference] = Field(min_length=1)
     samples_per_prompt: int = Field(10, ge=1, description="K")
     sampling: SamplingConfig = SamplingConfig(temperature=1.2)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from llama2_chat.dialogue import RATINGS
 from llama2_chat.settings import DataReference, ModelReference, StrictModel, TrainingConfig
+
+_OTHER_SHARE = {"helpfulness": 0.5, "safety": 0.1}
+"""§3.2.2: as much other data as helpfulness data; 10 % helpfulness data beside the safety data."""
+
+
+def number_to_draw(own: float, share: float) -> int:
+    """Other pairs that make up `share` of a set with `own` further ones: own · share / (1 - share), rounded."""
+    return round(own * share / (1 - share))
 
 
 class RewardTraining(TrainingConfig):
@@ -25,7 +33,19 @@ class RewardConfig(StrictModel):
 
     kind: Literal["reward"] = "reward"
     model: ModelReference = Field(description="Chat checkpoint that the reward model starts from")
-    preferences: list[DataReference] = Field(min_length=1)
+    preferences: list[DataReference] = Field(
+        min_length=1, description="Pairs that are all trained on: those of the domain"
+    )
+    other_preferences: list[DataReference] = Field(
+        default_factory=list, description="Pairs of other domains, of which a share is drawn at random"
+    )
+    other_share: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="Share of the whole training set that is drawn from other_preferences, uniformly over all their "
+        "usable pairs; default 0.5 for helpfulness, 0.1 for safety",
+    )
     held_out: list[DataReference] = Field(
         default_factory=list, description="Pairs that accuracy is measured on, never trained on"
     )
@@ -36,7 +56,24 @@ class RewardConfig(StrictModel):
     safety_loss_weight: float | None = Field(
         None, ge=0.0, description="Weight of the safety classification loss; default 1 for safety, else 0"
     )
+    centering: float = Field(
+        0.0,
+        ge=0.0,
+        description="Coefficient of the mean of (r_chosen + r_rejected)², which pulls scores towards 0; not in the "
+        "paper",
+    )
     training: RewardTraining = RewardTraining()
+
+    @model_validator(mode="after")
+    def _others_are_others(self) -> RewardConfig:
+        if self.other_share is not None and not self.other_preferences:
+            raise ValueError("other_share is a share of pairs of other files: name them in other_preferences")
+        if twice := sorted(set(self.preferences) & set(self.other_preferences)):
+            raise ValueError(
+                f"{', '.join(twice)} is in preferences and in other_preferences; all of it is trained on already, "
+                "so take it out of other_preferences"
+            )
+        return self
 
     @field_validator("margin")
     @classmethod
@@ -48,6 +85,13 @@ class RewardConfig(StrictModel):
             if set(margin) != set(RATINGS):
                 raise ValueError(f"a margin table needs all of {', '.join(RATINGS)}")
         return margin
+
+    @property
+    def share_of_others(self) -> float | None:
+        """The share in use; None where no others are named."""
+        if not self.other_preferences:
+            return None
+        return _OTHER_SHARE[self.domain] if self.other_share is None else self.other_share
 
     @property
     def safety_weight(self) -> float:

@@ -76,6 +76,30 @@ def preference_loss(
     return -functional.logsigmoid(difference).mean()
 
 
+def centering_loss(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
+    """Penalty on scores whose level drifts: only their difference enters the ranking loss.
+
+    Formula: mean of (chosen + rejected)².
+
+    Args:
+        chosen_scores: (B,) scores of the preferred responses.
+        rejected_scores: (B,) scores of the others.
+
+    Returns:
+        A scalar tensor.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Source: Eisenstein et al. 2023, arXiv 2312.09244; not in the Llama 2 paper.
+    """
+    if chosen_scores.shape != rejected_scores.shape:
+        raise ValueError(
+            f"chosen {tuple(chosen_scores.shape)} and rejected {tuple(rejected_scores.shape)} differ in shape"
+        )
+    return (chosen_scores + rejected_scores).square().mean()
+
+
 def safety_loss(scores: Tensor, safe: Tensor) -> Tensor:
     """Auxiliary safety classification: binary cross-entropy of sigmoid(score) against "is safe".
 

@@ -17,6 +17,7 @@ from llama2_chat.dialogue import Dialogue, Message
 from llama2_chat.errors import UserInputError
 from llama2_chat.models import load_reward_model
 from llama2_chat.ppo.rewards import combine_scores
+from llama2_chat.reward.custom import Reward, Slot, custom_reward
 from llama2_chat.reward.data import encode_dialogue
 from llama2_chat.reward.pooling import (
     Branch,
@@ -27,7 +28,7 @@ from llama2_chat.reward.pooling import (
     tree_size,
     trees_of,
 )
-from llama2_chat.settings import BaseModelSource, RunSettings
+from llama2_chat.settings import BaseModelSource, CallableSource, RunSettings, UrlSource
 from llama2_chat.tokenizers import load_tokenizer
 
 _TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
@@ -48,6 +49,11 @@ class Score:
     safety_probability: float | None
     branch: Literal["helpfulness", "safety"]
     combined: float
+
+    @property
+    def combined_logit(self) -> float:
+        """logit(R_c): the raw score of the branch that decided."""
+        return self.safety if self.branch == "safety" and self.safety is not None else self.helpfulness
 
 
 class RewardModel:
@@ -124,11 +130,26 @@ class RewardModel:
             yield batch
 
 
+RewardSource = str | Path | CallableSource | UrlSource
+"""A reward model's folder, or what makes a custom reward."""
+
+
+def load_reward(source: RewardSource, *, slot: Slot, device: str = "auto") -> Reward:
+    """What scores dialogues: a reward model, or the function or server that a configuration names instead.
+
+    Args:
+        slot: What it scores; a server gives both.
+    """
+    if isinstance(source, str | Path):
+        return RewardModel.from_pretrained(source, device=device)
+    return custom_reward(source, slot=slot)
+
+
 class RewardScorer:
     """Helpfulness and, if given, safety reward model, combined as in §3.2.3."""
 
     def __init__(
-        self, helpfulness: RewardModel, safety: RewardModel | None = None, *, safety_threshold: float = 0.15
+        self, helpfulness: Reward, safety: Reward | None = None, *, safety_threshold: float = 0.15
     ) -> None:
         self.helpfulness = helpfulness
         self.safety = safety
@@ -137,16 +158,16 @@ class RewardScorer:
     @classmethod
     def from_pretrained(
         cls,
-        helpfulness: str | Path,
-        safety: str | Path | None = None,
+        helpfulness: RewardSource,
+        safety: RewardSource | None = None,
         *,
         safety_threshold: float = 0.15,
         device: str = "auto",
     ) -> RewardScorer:
-        """Load reward model folders (Hugging Face format, one label, safetensors)."""
+        """Load reward model folders (Hugging Face format, one label, safetensors), or custom rewards."""
         return cls(
-            RewardModel.from_pretrained(helpfulness, device=device),
-            None if safety is None else RewardModel.from_pretrained(safety, device=device),
+            load_reward(helpfulness, slot="helpfulness", device=device),
+            None if safety is None else load_reward(safety, slot="safety", device=device),
             safety_threshold=safety_threshold,
         )
 
@@ -170,17 +191,19 @@ class RewardScorer:
             raise UserInputError(f"is_safety has {len(tags)} entries for {len(messages)} dialogues")
         if not messages:
             return []
-        helpfulness = self.helpfulness.score_messages(messages)
-        if self.safety is None:
+        safety = None if self.safety is None else self.safety.score_messages(messages)
+        return self.combine(self.helpfulness.score_messages(messages), safety, tags)
+
+    def combine(self, helpfulness: Tensor, safety: Tensor | None, is_safety: Sequence[bool]) -> list[Score]:
+        """What `score` returns, from raw scores, float32 (B,), that are known already."""
+        if safety is None:
+            probabilities = helpfulness.double().sigmoid().tolist()
             return [
                 Score(raw, None, probability, None, "helpfulness", probability)
-                for raw, probability in zip(
-                    helpfulness.tolist(), helpfulness.double().sigmoid().tolist(), strict=True
-                )
+                for raw, probability in zip(helpfulness.tolist(), probabilities, strict=True)
             ]
-        safety = self.safety.score_messages(messages)
         combined, used_safety = combine_scores(
-            helpfulness, safety, is_safety=torch.tensor(tags), safety_threshold=self.safety_threshold
+            helpfulness, safety, is_safety=torch.tensor(is_safety), safety_threshold=self.safety_threshold
         )
         columns = (
             helpfulness.tolist(),
@@ -191,6 +214,11 @@ class RewardScorer:
             combined.double().sigmoid().tolist(),
         )
         return [Score(*row) for row in zip(*columns, strict=True)]
+
+    @property
+    def models(self) -> list[RewardModel]:
+        """Helpfulness and safety reward model, those of the two that are models."""
+        return [reward for reward in (self.helpfulness, self.safety) if isinstance(reward, RewardModel)]
 
 
 def _as_messages(dialogue: Sequence[Mapping[str, str]] | Sequence[Message]) -> tuple[Message, ...]:

@@ -9,13 +9,14 @@ from typing import Any
 from datasets import Dataset
 from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 
-from llama2_chat.chat_format import build_chat_format
+from llama2_chat.chat_format import ChatFormat, build_chat_format
 from llama2_chat.lora import merged, with_adapter
 from llama2_chat.model_card import model_card
 from llama2_chat.models import reward_model_from_policy, save_model, seed_everything
 from llama2_chat.reward.config import RewardConfig
 from llama2_chat.reward.data import PairReport, collate_pairs, read_pairs, tokens_of, training_columns
 from llama2_chat.reward.held_out import held_out_metrics
+from llama2_chat.reward.mixing import Mix, mix
 from llama2_chat.reward.pooling import pool_at_ends, row_layout, unpool
 from llama2_chat.reward.scoring import RewardModel
 from llama2_chat.reward.trainer import MarginRewardTrainer
@@ -33,19 +34,20 @@ from llama2_chat.training import (
 def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirectory) -> dict[str, Any]:
     """Train a reward model from `config.model` on `config.preferences` and write `model/`.
 
+    A share of `config.other_preferences` joins them (`mixing.py`).
+
     Returns:
-        Metrics of the training and, where `held_out` is given, of the held-out pairs.
+        Metrics of the training, with what was drawn of each file (`pairs_by_file`) and, where `held_out` is given, of
+        the held-out pairs.
     """
     gguf_file = settings.gguf_file_of(config.model)
     tokenizer = load_tokenizer(config.model, gguf_file)
     chat_format = build_chat_format(settings.chat_format, tokenizer)
-    files = read_pairs(config.preferences, chat_format, config.training.sequence_length)
-    for file in files:
-        file.announce(directory)
-    pairs = list(chain.from_iterable(file.pairs for file in files))
-    tokens = list(chain.from_iterable(file.tokens for file in files))
-    report = sum((file.report for file in files), PairReport())
-    if pairs and report.unrated == len(pairs) and config.margin != "none":
+    mixture = _mixture(config, settings, directory, chat_format)
+    pairs = list(chain.from_iterable(file.pairs for file in mixture.files))
+    tokens = list(chain.from_iterable(file.tokens for file in mixture.files))
+    report = sum((file.source.report for file in mixture.files), PairReport())
+    if pairs and all(pair.rating is None for pair in pairs) and config.margin != "none":
         directory.warn("no pair has a rating: every margin is 0")
     columns = training_columns(pairs, tokens, margin_table=config.margin)
     model = reward_model_from_policy(config.model, settings, gguf_file=gguf_file)
@@ -67,6 +69,7 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
         data_collator=lambda batch: collate_pairs(batch, tokenizer.padding_id, layout),
         processing_class=placeholder_tokenizer(tokenizer.padding_id),
         safety_weight=config.safety_weight,
+        centering=config.centering,
     )
     started = time.perf_counter()
     metrics = run_trainer(trainer, directory, f"{directory.path.name}: reward", report_to=settings.report_to)
@@ -80,13 +83,33 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     held_out = {}
     if config.held_out:
         held_out = held_out_metrics(
-            scorer, config.held_out, domain=config.domain, directory=directory, training=files
+            scorer,
+            config.held_out,
+            domain=config.domain,
+            directory=directory,
+            training=[file.source for file in mixture.files],
         )
     return {
         "domain": config.domain,
-        "pairs": report.to_row(),
-        "pairs_by_file": [file.to_row() for file in files],
+        "pairs": {**report.to_row(), "drawn": mixture.size},
+        "pairs_by_file": [file.to_row(mixture.size) for file in mixture.files],
+        **mixture.to_row(),
         "tokens": tokens_of(tokens, layout),
         **metrics,
         **held_out,
     }
+
+
+def _mixture(
+    config: RewardConfig, settings: RunSettings, directory: StageDirectory, chat_format: ChatFormat
+) -> Mix:
+    """The training set; what was dropped, or could not be drawn, is said."""
+    length = config.training.sequence_length
+    own = read_pairs(config.preferences, chat_format, length)
+    others = read_pairs(config.other_preferences, chat_format, length)
+    for file in (*own, *others):
+        file.announce(directory)
+    mixture = mix(own, others, share=config.share_of_others, seed=settings.seed)
+    if (message := mixture.shortfall()) is not None:
+        directory.warn(message)
+    return mixture

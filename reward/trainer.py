@@ -10,18 +10,19 @@ from transformers import Trainer
 from trl.trainer.reward_trainer import RewardTrainer
 
 from llama2_chat.reward.data import UNLABELLED
-from llama2_chat.reward.loss import preference_loss, safety_loss
+from llama2_chat.reward.loss import centering_loss, preference_loss, safety_loss
 from llama2_chat.training import EndsAtLastStep
 
 
 class MarginRewardTrainer(EndsAtLastStep, RewardTrainer):
     """Means are taken over all pairs, and all labelled responses, of an optimiser step's micro-batches."""
 
-    def __init__(self, *args: Any, safety_weight: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, safety_weight: float, centering: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # transformers would copy the placeholder's special tokens into the model's config.
         self.processing_class = None
         self.safety_weight = safety_weight
+        self.centering = centering
         self.loss_is_scaled_for_ga = True
         self.labelled_in_step: int | Tensor = 0
 
@@ -43,11 +44,14 @@ class MarginRewardTrainer(EndsAtLastStep, RewardTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """-log σ(chosen - rejected - margin), plus the weighted safety classification loss."""
+        """-log σ(chosen - rejected - margin), plus the weighted centring and safety classification losses."""
         scores = model(**{name: inputs[name] for name in ("input_ids", "position_ids", "rows", "ends")})
         chosen, rejected = scores.chunk(2)
         pairs_in_step = len(chosen) if num_items_in_batch is None else num_items_in_batch
-        loss = preference_loss(chosen, rejected, margins=inputs["margin"]) * (len(chosen) / pairs_in_step)
+        loss = preference_loss(chosen, rejected, margins=inputs["margin"])
+        if self.centering > 0:
+            loss = loss + self.centering * centering_loss(chosen, rejected)
+        loss = loss * (len(chosen) / pairs_in_step)
         labelled = inputs["safe"] != UNLABELLED
         if self.safety_weight > 0:
             safety = safety_loss(scores[labelled], inputs["safe"][labelled].bool())

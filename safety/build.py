@@ -17,7 +17,7 @@ from llama2_chat.generation.transformers_engine import load_engine
 from llama2_chat.jsonl import read_prompts, read_rows, write_rows
 from llama2_chat.model_card import model_card
 from llama2_chat.models import load_policy, save_model
-from llama2_chat.reward.scoring import RewardModel
+from llama2_chat.reward.scoring import load_reward
 from llama2_chat.safety.config import ContextDistillationConfig
 from llama2_chat.safety.distil import PrepromptedPrompt, distil
 from llama2_chat.safety.preprompt import draw_preprompt
@@ -75,7 +75,7 @@ def _sample(
     rng = Random(settings.seed)
     items = [PrepromptedPrompt(prompt, draw_preprompt(prompt, config, rng)) for prompt in prompts]
     engine, chat_format = load_engine(config.policy, settings)
-    safety = RewardModel.from_pretrained(config.safety, device=settings.device)
+    safety = load_reward(config.safety, slot="safety", device=settings.device)
     write_samples(
         directory.samples,
         items,

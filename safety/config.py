@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from llama2_chat.dialogue import refuse_chat_tags
-from llama2_chat.settings import DataReference, ModelReference, SamplingConfig, StrictModel
+from llama2_chat.settings import DataReference, ModelReference, RewardReference, SamplingConfig, StrictModel
 from llama2_chat.sft.config import SftTraining
 
 
@@ -16,7 +16,9 @@ class ContextDistillationConfig(StrictModel):
 
     kind: Literal["context_distillation"] = "context_distillation"
     policy: ModelReference = Field(description="Sampled from, then fine-tuned")
-    safety: ModelReference = Field(description="Safety reward model: it decides which answers are kept")
+    safety: RewardReference = Field(
+        description="Safety reward model, or a custom reward: it decides which answers are kept"
+    )
     prompts: list[DataReference] = Field(
         min_length=1, description="Adversarial prompts; rows that are not tagged is_safety are passed over"
     )

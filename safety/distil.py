@@ -11,7 +11,7 @@ from llama2_chat.chat_format import ChatFormat
 from llama2_chat.dialogue import Message, Prompt, Row, messages_to_rows
 from llama2_chat.generation.answers import Answer, sample_answers
 from llama2_chat.generation.engine import GenerationEngine
-from llama2_chat.reward.scoring import RewardModel
+from llama2_chat.reward.custom import Reward
 from llama2_chat.safety.config import ContextDistillationConfig
 from llama2_chat.safety.preprompt import with_preprompt
 
@@ -30,7 +30,7 @@ def distil(
     prompts: Sequence[PrepromptedPrompt],
     engine: GenerationEngine,
     chat_format: ChatFormat,
-    safety: RewardModel,
+    safety: Reward,
     config: ContextDistillationConfig,
     seed: int,
 ) -> list[Row]:

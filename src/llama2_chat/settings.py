@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 
 class StrictModel(BaseModel):
@@ -30,6 +31,78 @@ ModelReference = Annotated[str, Reference("model")]
 
 DataReference = Annotated[str, Reference("data")]
 """In a recipe: the name of an entry of `data`. In a single-stage configuration: a JSONL file."""
+
+
+class CallableSource(StrictModel):
+    """A Python function of one's own in place of a reward model.
+
+    It gets a list of dialogues, each a list of `{"role", "content"}` that ends with the assistant's answer, and returns
+    a list of raw scores (logits), one for each.
+    """
+
+    callable: str = Field(description="module:function, as in my_rewards:brevity")
+    folder: str | None = Field(
+        None, description="Where the module is, before the Python path; default: the folder of this file"
+    )
+
+    @field_validator("callable")
+    @classmethod
+    def _module_and_function(cls, name: str) -> str:
+        module, _, function = name.partition(":")
+        if not (function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            raise ValueError("module:function is wanted, as in my_rewards:brevity")
+        return name
+
+    @property
+    def module(self) -> str:
+        """Before the colon."""
+        return self.callable.partition(":")[0]
+
+    @property
+    def function(self) -> str:
+        """After it."""
+        return self.callable.partition(":")[2]
+
+
+class UrlSource(StrictModel):
+    """A server that speaks `POST /v1/score`, as `llama2-chat serve` does, in place of a reward model."""
+
+    url: str = Field(description="Where the server is, without /v1/score")
+    api_key_env: str | None = Field(
+        None, description="Environment variable with the key, sent as `Authorization: Bearer`"
+    )
+    batch_size: int = Field(32, ge=1, description="Dialogues in one request")
+    parallel_requests: int = Field(4, ge=1, le=64)
+    timeout_seconds: float = Field(60.0, gt=0.0, description="How long one answer is waited for")
+    retries: int = Field(5, ge=0, le=100, description="Further tries where the server is busy or away")
+
+    @field_validator("url")
+    @classmethod
+    def _an_address_alone(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("an address that begins with http:// or https:// is wanted")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("no key in the address: name the variable that holds it in api_key_env")
+        if parts.query or parts.fragment or parts.path.rstrip("/").endswith("/v1/score"):
+            raise ValueError("the server's address alone is wanted; /v1/score is added to it")
+        return url
+
+
+def _written_as(value: Any) -> str:
+    """Which of the three a value is meant to be, so that only that one's problems are reported."""
+    if isinstance(value, UrlSource) or (isinstance(value, dict) and "url" in value):
+        return "a URL"
+    return "a function" if isinstance(value, CallableSource | dict) else "a name"
+
+
+RewardReference = Annotated[
+    Annotated[ModelReference, Tag("a name")]
+    | Annotated[CallableSource, Tag("a function")]
+    | Annotated[UrlSource, Tag("a URL")],
+    Discriminator(_written_as),
+]
+"""The name of a reward model's stage (in a single-stage configuration: its folder), or a custom reward."""
 
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]

@@ -194,6 +194,30 @@ def test_reward_models_of_real_pairs_hold_out_whole_questions(
         assert all(not first[ours] & first[theirs] for theirs in trained)
 
 
+def test_the_example_of_a_custom_reward_runs(tmp_path: Path) -> None:
+    """reward/README.md: the kept answers are the shortest of their prompts' complete ones."""
+    page = ROOT / "reward" / "README.md"
+    (module,), (recipe,) = blocks(page, "python"), blocks(page, "yaml")
+    (tmp_path / "base").symlink_to(ROOT / "recipes" / "tiny" / "base")
+    (tmp_path / "my_rewards.py").write_text(module)
+    file = tmp_path / "brief.yaml"
+    file.write_text(recipe)
+    assert run_command(["run", str(file), "--output-dir", str(tmp_path / "run")]) == 0
+    stage = tmp_path / "run" / "stages" / "02-rejection_sampling"
+    samples = [json.loads(line) for line in (stage / "samples.jsonl").read_text().splitlines()]
+    complete: dict[str, list[int]] = {}
+    for row in samples:
+        length = len(row["response"])
+        assert row["scores"]["helpfulness"] == pytest.approx(1 - length / 100, abs=1e-6)
+        if row["status"] == "complete":
+            complete.setdefault(json.dumps(row["prompt"]), []).append(length)
+    kept = [json.loads(line)["messages"] for line in (stage / "dataset.jsonl").read_text().splitlines()]
+    assert len(kept) == len(complete) >= 10
+    for messages in kept:
+        assert len(messages[-1]["content"]) == min(complete[json.dumps(messages[:-1])])
+    assert any(len(set(lengths)) > 1 for lengths in complete.values())
+
+
 def test_python_examples_compile() -> None:
     found = [block for page in PAGES for block in blocks(page, "python")]
     for block in found:

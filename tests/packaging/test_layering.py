@@ -30,7 +30,7 @@ BETWEEN_STAGES = {
     ("rejection_sampling", "sft"): ("config made_data", "the best samples are trained on as SFT trains"),
     ("ghost_attention", "sft"): ("config made_data", "made dialogues are trained on as SFT trains"),
     ("safety", "sft"): ("config made_data", "made dialogues are trained on as SFT trains"),
-    ("safety", "reward"): ("scoring", "an answer is kept where the safety reward model prefers it"),
+    ("safety", "reward"): ("custom scoring", "an answer is kept where the safety reward model prefers it"),
     ("evaluation", "reward"): (
         "scoring metrics calibration data held_out",
         "policies are judged by the reward models, and these on held-out pairs",

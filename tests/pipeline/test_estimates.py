@@ -65,6 +65,17 @@ def test_ppo_holds_four_models_or_five_and_trains_two_of_them() -> None:
     assert needs(PpoConfig(**values, safety="s", training=training)).memory == (16 + 16 + 4 + 4 + 4) * 10
 
 
+def test_a_custom_reward_is_no_model_to_hold() -> None:
+    values = {
+        "policy": "p",
+        "prompts": ["d"],
+        "training": {"iterations": 3, "batch_size": 8, "mini_batch_size": 4},
+    }
+    custom = {"callable": "my_rewards:brevity"}
+    assert needs(PpoConfig(**values, helpfulness=custom)).memory == (16 + 16 + 4) * 10
+    assert needs(PpoConfig(**values, helpfulness=custom, safety="s")).memory == (16 + 16 + 4 + 4) * 10
+
+
 def test_ghost_attention_samples_and_trains_each_dialogue() -> None:
     config = GhostAttentionConfig(policy="p", dialogues=["d"], instructions=["i"], training=EPOCHS)
     assert needs(config).seconds == pytest.approx((2 + 6 * 2) * 10 * 100, rel=1e-12)

@@ -22,6 +22,12 @@ STAGES = [
 BETA = {"llama2-7b": 0.01, "llama2-13b": 0.01, "llama2-34b": 0.005, "llama2-70b": 0.005}
 REWARD_RATE = {"llama2-7b": 1e-5, "llama2-13b": 1e-5, "llama2-34b": 1e-5, "llama2-70b": 5e-6}
 
+# §3.2.2: all of the domain's own pairs; as many others, or 10 % helpfulness pairs.
+MIXES = {
+    "helpfulness": (["helpfulness_pairs"], ["safety_pairs", "harmless_pairs", "open_helpfulness_pairs"], 0.5),
+    "safety": (["safety_pairs", "harmless_pairs"], ["helpfulness_pairs", "open_helpfulness_pairs"], 0.1),
+}
+
 
 def make_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files that a user supplies, where the two variables say that they are."""
@@ -94,6 +100,9 @@ def test_reward_models(recipe: Recipe, name: str) -> None:
         assert (config.model, config.domain, config.safety_weight) == ("sft", domain, weight)
         margins = rating_margins(list(RATINGS), table=config.margin).tolist()
         assert margins == pytest.approx([1, 2 / 3, 1 / 3, 0], abs=1e-6)
+        own, others, share = MIXES[domain]
+        assert (config.preferences, config.other_preferences) == (own, others)
+        assert config.share_of_others == share
         training = config.training
         assert training.learning_rate == REWARD_RATE[name]
         assert training.batch_size == 512

@@ -41,7 +41,10 @@ def test_configuration_of_each_kind(name: str) -> None:
     [
         ("pretrain", {"text": "data"}),
         ("sft", {"model": "policy", "dialogues": "data", "held_out": "data"}),
-        ("reward", {"model": "policy", "preferences": "data", "held_out": "data"}),
+        (
+            "reward",
+            {"model": "policy", "preferences": "data", "other_preferences": "data", "held_out": "data"},
+        ),
         (
             "rejection_sampling",
             {

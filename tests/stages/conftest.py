@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from score_server import Server
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llama2_chat.ghost_attention import build as ghost_attention
@@ -229,3 +231,10 @@ def distillation_config(world: Path, sft, rewards):
 def distillation(settings, stage_at, distillation_config) -> tuple[StageDirectory, dict]:
     directory = stage_at("context_distillation")
     return directory, safety.run_stage(distillation_config(), settings, directory)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.close()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from transformers import LlamaForSequenceClassification
 from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 
+from llama2_chat.dialogue import Message, Preference
 from llama2_chat.reward.config import RewardTraining
-from llama2_chat.reward.data import collate_pairs
+from llama2_chat.reward.data import collate_pairs, training_columns
 from llama2_chat.reward.pooling import pack_dialogues, pool_at_ends, row_layout, scores_at_ends, unpool
 from llama2_chat.reward.trainer import MarginRewardTrainer
 from llama2_chat.training import placeholder_tokenizer, run_trainer, trainer_arguments
@@ -51,7 +54,9 @@ def columns() -> dict[str, list]:
     return made
 
 
-def train(model, columns, settings, directory, *, safety_weight=0.0, **changes):
+def train(
+    model, columns, settings, directory, *, safety_weight=0.0, centering=0.0, collate=collate_pairs, **changes
+):
     training = RewardTraining(
         **{
             "learning_rate": 2e-3,
@@ -68,9 +73,10 @@ def train(model, columns, settings, directory, *, safety_weight=0.0, **changes):
         model=model,
         args=TrlRewardConfig(**trainer_arguments(training, settings, directory.checkpoints, count)),
         train_dataset=Dataset.from_dict(columns),
-        data_collator=lambda rows: collate_pairs(rows, 0, row_layout(model)),
+        data_collator=lambda rows: collate(rows, 0, row_layout(model)),
         processing_class=placeholder_tokenizer(0),
         safety_weight=safety_weight,
+        centering=centering,
     )
     run_trainer(trainer, directory, "test")
     unpool(model)
@@ -119,16 +125,133 @@ def test_the_safety_loss_puts_unsafe_responses_below_zero(
     assert (scores(model, columns["rejected_ids"]) < 0).all()
 
 
+def row_by_row(chosen: float, rejected: float, row: dict[str, float], centering: float) -> float:
+    """The pair's part of the loss, but for the safety classification."""
+    gap = chosen - rejected - row["margin"]
+    return math.log1p(math.exp(-gap)) + centering * (chosen + rejected) ** 2
+
+
+@pytest.mark.parametrize("centering", [0.0, 0.3])
+@pytest.mark.parametrize("unlabelled", [[], [0], [0, 1, 2, 3], list(range(12))])
+def test_the_logged_loss_is_the_sum_over_rows_whichever_lack_a_rating_or_a_label(
+    reward_model, columns, settings, stage_directory, unlabelled: list[int], centering: float
+) -> None:
+    """The named rows have neither rating nor label; the first of a batch, some, or all; the others keep theirs."""
+    ratings = ["significantly_better", "better", "slightly_better", "negligibly_better"]
+    prompt = (Message("user", "q"),)
+    pairs = [
+        Preference(prompt, "x", "y")
+        if number in unlabelled
+        else Preference(prompt, "x", "y", ratings[number % 4], number % 3 > 0 or None, number % 2 > 0)
+        for number in range(12)
+    ]
+    tokens = list(zip(columns["chosen_ids"][:12], columns["rejected_ids"][:12], strict=True))
+    made = training_columns(pairs, tokens, margin_table="large")
+    model = reward_model()
+    chosen, rejected = (scores(model, made[f"{side}_ids"]).tolist() for side in ("chosen", "rejected"))
+    total, classified = 0.0, []
+    for number in range(12):
+        row = {name: made[name][number] for name in ("margin", "chosen_safe", "rejected_safe")}
+        assert row["margin"] == pytest.approx(0.0 if number in unlabelled else [3, 2, 1, 0][number % 4])
+        total += row_by_row(chosen[number], rejected[number], row, centering)
+        for score, label in ((chosen[number], row["chosen_safe"]), (rejected[number], row["rejected_safe"])):
+            if label >= 0:
+                classified.append(math.log1p(math.exp(-score if label else score)))
+    expected = total / 12 + 0.7 * (sum(classified) / len(classified) if classified else 0.0)
+    directory = stage_directory()
+    logged = train(
+        model, made, settings, directory, batch_size=12, micro_batch_size=4, safety_weight=0.7, centering=centering
+    )  # fmt: skip
+    assert len(logged) == 1
+    assert logged[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_centering_brings_the_scores_to_zero(reward_model, columns, settings, stage_directory) -> None:
+    """From a head that scores everything high: the ranking loss alone leaves the level where it is."""
+    level = {}
+    rows = columns["chosen_ids"] + columns["rejected_ids"]
+    for centering in (0.0, 1.0):
+        model = reward_model()
+        with torch.no_grad():
+            last = [model.model(torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
+            model.score.weight.copy_(torch.stack(last).mean(0, keepdim=True))
+        assert scores(model, rows).mean() > 5
+        train(model, columns, settings, stage_directory(str(centering)), epochs=10, centering=centering)
+        chosen, rejected = scores(model, columns["chosen_ids"]), scores(model, columns["rejected_ids"])
+        assert (chosen > rejected).float().mean() > 0.9
+        level[centering] = (chosen + rejected).square().mean().item()
+    assert level[0.0] > 25
+    assert level[1.0] < 0.1
+
+
+def test_pairs_are_shuffled(reward_model, columns, settings, stage_directory) -> None:
+    """Pairs that lie file after file in the data set come mixed: no batch of one file alone."""
+    columns["margin"] = [0.0] * 30 + [1.0] * 30  # tells the file
+    seen = []
+
+    def collate(rows, padding_id, layout):
+        seen.append([row["margin"] for row in rows])
+        return collate_pairs(rows, padding_id, layout)
+
+    train(reward_model(), columns, settings, stage_directory(), collate=collate)
+    assert len(seen) == 5
+    assert sum(sum(batch) for batch in seen) == 30
+    assert all(0 < sum(batch) < 12 for batch in seen)
+
+
+def test_optimiser_and_rates_are_the_papers(
+    reward_model, columns, settings, stage_directory, monkeypatch
+) -> None:
+    """With the stage's defaults over 60 steps: what AdamW really steps with, and what gradients are clipped to."""
+    stepped: list[list[dict]] = []
+    clipped = []
+    step, clip = torch.optim.AdamW.step, Accelerator.clip_grad_norm_
+
+    def recording_step(self, *args, **kwargs):
+        stepped.append(
+            [{name: group[name] for name in group if name != "params"} for group in self.param_groups]
+        )
+        return step(self, *args, **kwargs)
+
+    def recording_clip(self, parameters, max_norm, *args, **kwargs):
+        clipped.append(max_norm)
+        return clip(self, parameters, max_norm, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recording_step)
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", recording_clip)
+    defaults = RewardTraining()
+    assert (defaults.batch_size, defaults.epochs, defaults.learning_rate) == (512, 1.0, 1e-5)
+    logged = train(
+        reward_model(),
+        columns,
+        settings,
+        stage_directory(),
+        **(defaults.model_dump(exclude={"batch_size", "checkpoint_steps"}) | {"batch_size": 1}),
+    )
+    assert len(logged) == len(stepped) == 60
+    # 3 % of 60 steps is 2, so the minimum of 5 holds; after it a cosine that ends at a tenth.
+    expected = [
+        1e-5 * done / 5 if done < 5 else 1e-5 * (0.1 + 0.9 * (1 + math.cos(math.pi * (done - 5) / 55)) / 2)
+        for done in range(60)
+    ]
+    for rate, groups in zip(expected, stepped, strict=True):
+        assert [group["lr"] for group in groups] == pytest.approx([rate] * len(groups), rel=1e-9, abs=1e-20)
+        assert all(group["betas"] == (0.9, 0.95) and group["eps"] == 1e-5 for group in groups)
+        assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.1]  # norms do not decay
+    assert [row["learning_rate"] for row in logged] == pytest.approx(expected, rel=1e-9, abs=1e-20)
+    assert clipped == [1.0] * 60
+
+
+@pytest.mark.parametrize("centering", [0.0, 0.3])
 @pytest.mark.parametrize("safety_weight", [0.0, 0.7])
 def test_equivalence_of_accumulated_and_one_batch(
-    reward_model, columns, settings, stage_directory, safety_weight
+    reward_model, columns, settings, stage_directory, safety_weight, centering
 ) -> None:
     """Micro-batches of 4 against one batch: losses of every step and weights."""
     whole, parts = reward_model(), reward_model()
-    a = train(whole, columns, settings, stage_directory("whole"), safety_weight=safety_weight)
-    b = train(
-        parts, columns, settings, stage_directory("parts"), safety_weight=safety_weight, micro_batch_size=4
-    )
+    weights = {"safety_weight": safety_weight, "centering": centering}
+    a = train(whole, columns, settings, stage_directory("whole"), **weights)
+    b = train(parts, columns, settings, stage_directory("parts"), micro_batch_size=4, **weights)
     assert [row["loss"] for row in a] == pytest.approx([row["loss"] for row in b], rel=1e-4)
     for left, right in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)

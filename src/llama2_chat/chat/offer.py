@@ -137,7 +137,7 @@ def _reward_models(
     for domain in ("helpfulness", "safety"):
         own = [n for n in made if stages[n].get("kind") == "reward" and stages[n].get("domain") == domain]
         name = evaluation.get(domain) or (own[-1] if own and not evaluation else None)
-        found[domain] = made.get(name) if name else None
+        found[domain] = made.get(name) if isinstance(name, str) else None  # a custom reward is none
     # R_c without helpfulness is not defined.
     safety = found["safety"] if found["helpfulness"] is not None else None
     threshold = evaluation.get("safety_threshold", DEFAULT_THRESHOLD)

@@ -91,14 +91,13 @@ def _refuse_too_long(file: Path, survey: _Survey, scorer: RewardScorer) -> None:
     """Find a last turn that no model can take before hours of scoring, not after."""
     from llama2_chat.errors import DataFormatError
 
-    models = [model for model in (scorer.helpfulness, scorer.safety) if model is not None]
     # A token stands for a byte at least, so most inputs need not be tokenised twice; formats write some themselves.
-    surely_fits = min(model.max_tokens for model in models) - 64
+    surely_fits = min(model.max_tokens for model in scorer.models) - 64
     if survey.longest_bytes <= surely_fits:
         return
     for line, _, dialogue in _dialogues(file):
         if _kept_bytes(dialogue) > surely_fits:
-            for model in models:
+            for model in scorer.models:
                 try:
                     model.encode(dialogue.messages)
                 except UserInputError as error:
@@ -120,7 +119,7 @@ def _made_from(file: Path, helpfulness: Path, safety: Path | None, scorer: Rewar
         "helpfulness": digest(helpfulness),
         "safety": digest(safety),
         "safety_threshold": scorer.safety_threshold,
-        "device": scorer.helpfulness.model.device.type,
+        "device": scorer.models[0].model.device.type,
         "versions": {
             "llama2-chat": __version__,
             **{name: version(name) for name in ("torch", "transformers")},

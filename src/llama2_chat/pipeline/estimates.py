@@ -151,7 +151,8 @@ def _operations(config: Any, tokens: float, rows: float, training: float) -> flo
 
 
 def _reward_models(config: Any) -> int:
-    return 1 if config.safety is None else 2
+    """Those that are held beside the policy; a custom reward is none."""
+    return sum(isinstance(source, str) for source in (config.helpfulness, config.safety))
 
 
 def format_bytes(value: float | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_chat.files import read_json, sha256_of
+from llama2_chat.pipeline.custom_rewards import identities
 from llama2_chat.pipeline.references import Referring, references, resolve
 from llama2_chat.pipeline.run_directory import FORMAT_VERSION
 from llama2_chat.settings import RunSettings, StrictModel
@@ -30,7 +31,7 @@ def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str,
     return _hash(
         {
             "format": FORMAT_VERSION,
-            "config": resolve(config, input_of).model_dump(mode="json"),
+            "config": resolve(config, input_of).model_dump(mode="json") | identities(config),
             "settings": settings.model_dump(mode="json", exclude={"device", "base_model", "report_to"}),
             "base": None if kind is not None and kind.makes_base else inputs["model:base"],
         }

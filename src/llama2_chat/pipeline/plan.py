@@ -8,6 +8,7 @@ from typing import Any
 
 from llama2_chat.data_import import FormatName, Kind
 from llama2_chat.files import read_json, sha256_of
+from llama2_chat.pipeline.custom_rewards import custom_reward_names
 from llama2_chat.pipeline.data import prepare_data, prepared
 from llama2_chat.pipeline.data_entries import GeneratedData, ImportedData
 from llama2_chat.pipeline.estimates import (
@@ -28,6 +29,7 @@ from llama2_chat.pipeline.run import Selection
 from llama2_chat.pipeline.run_directory import RunDirectory, check_belongs
 from llama2_chat.pipeline.stage_config import write_stage_config
 from llama2_chat.progress import format_duration
+from llama2_chat.reward.config import RewardConfig, number_to_draw
 from llama2_chat.settings import StrictModel
 from llama2_chat.stage import STAGE_KINDS, EventLog, StageDirectory
 
@@ -84,13 +86,15 @@ def _row(
     name: str, config: StrictModel, directory: StageDirectory, state: str, need: Estimate
 ) -> dict[str, str]:
     kind: str = config.kind  # type: ignore[attr-defined]
+    inputs = [name for referring in references(config) for name in referring.names]
+    inputs += custom_reward_names(config.model_dump())
     output = f"stages/{directory.path.name}/model"
     if STAGE_KINDS[kind].makes_dataset:
         output += ", dataset.jsonl"
     return {
         "stage": name,
         "kind": kind,
-        "inputs": ", ".join(dict.fromkeys(n for r in references(config) for n in r.names)),
+        "inputs": ", ".join(dict.fromkeys(inputs)),
         "output": output,
         "state": state,
         "memory": "unknown" if need.memory is None else f"≥ {format_bytes(need.memory)}",
@@ -165,23 +169,32 @@ def _base_size(path: str, gguf_file: str | None) -> tuple[int | None, list[str]]
 
 def _data_size(recipe: Recipe, config: Any) -> tuple[float, float]:
     """Tokens and rows that a stage goes through in one pass."""
-    tokens = rows = 0.0
+    tokens = rows = other_tokens = other_rows = 0.0
     for referring in references(config):
         # Held-out rows are read once and SFT rows are mixed in by `sft_fraction` of the prompts' number.
         if referring.kind != "data" or referring.field in ("held_out", "sft_dialogues", "instructions"):
             continue
         for name in referring.names:
-            entry = recipe.data[name]
-            if isinstance(entry, GeneratedData):
-                tokens += entry.rows * _TOKENS_PER_GENERATED_ROW
-                rows += entry.rows
-                continue
-            of_file, in_file = data_size(recipe.folder / entry.path)
-            used, share = in_file, 1.0
-            if isinstance(entry, ImportedData):
-                a_line, share = SIZE_OF_IMPORT[entry.format][entry.kind]
-                in_file *= a_line
-                used = min(max(in_file * entry.part - entry.offset, 0.0), entry.limit or in_file)
-            rows += used
-            tokens += of_file * share * used / max(in_file, 1.0)
+            of_entry, in_entry = _entry_size(recipe, name)
+            if referring.field == "other_preferences":
+                other_tokens, other_rows = other_tokens + of_entry, other_rows + in_entry
+            else:
+                tokens, rows = tokens + of_entry, rows + in_entry
+    if isinstance(config, RewardConfig) and config.share_of_others is not None and other_rows:
+        drawn = min(other_rows, number_to_draw(rows, config.share_of_others))
+        tokens, rows = tokens + other_tokens * drawn / other_rows, rows + drawn
     return tokens, rows
+
+
+def _entry_size(recipe: Recipe, name: str) -> tuple[float, float]:
+    """Tokens and rows of a data entry."""
+    entry = recipe.data[name]
+    if isinstance(entry, GeneratedData):
+        return float(entry.rows * _TOKENS_PER_GENERATED_ROW), float(entry.rows)
+    of_file, in_file = data_size(recipe.folder / entry.path)
+    if not isinstance(entry, ImportedData):
+        return of_file, in_file
+    a_line, share = SIZE_OF_IMPORT[entry.format][entry.kind]
+    in_file *= a_line
+    used = min(max(in_file * entry.part - entry.offset, 0.0), entry.limit or in_file)
+    return of_file * share * used / max(in_file, 1.0), used

@@ -68,20 +68,15 @@ def _place(location: tuple[int | str, ...], value: Any, *, missing: bool) -> lis
 
 
 def _allowed_keys(model: type[BaseModel], place: list[str]) -> list[str]:
-    """Keys that the (nested) model at `place` knows."""
+    """Keys that the (nested) model at `place` knows, or any of several that may stand there."""
+    models = [model]
     for part in place:
-        field = model.model_fields.get(part)
-        nested = _model_in(field.annotation) if field is not None else None
-        if nested is None:
-            return []
-        model = nested
-    return [field.alias or name for name, field in model.model_fields.items()]
+        fields = [m.model_fields[part] for m in models if part in m.model_fields]
+        models = [nested for field in fields for nested in _models_in(field.annotation)]
+    return list(dict.fromkeys(field.alias or name for m in models for name, field in m.model_fields.items()))
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for part in get_args(annotation):
-        if (found := _model_in(part)) is not None:
-            return found
-    return None
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 
 from llama2_chat.errors import MissingFileError, RecipeError, did_you_mean
 from llama2_chat.evaluation.config import EvaluationConfig
+from llama2_chat.pipeline.custom_rewards import anchored, custom_reward_problems
 from llama2_chat.pipeline.data_entries import DataEntry, validated_entries
 from llama2_chat.pipeline.problems import validated
 from llama2_chat.pipeline.reference_checks import base_problems, base_stage, kind_of, reference_problems
@@ -125,10 +126,15 @@ def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) ->
     rest = {key: value for key, value in mapping.items() if key not in _SECTIONS}
     head = validated(RecipeHead, rest, "", problems, elsewhere=_SECTIONS)
     data = validated_entries(mapping.get("data") or {}, folder, problems)
-    stages = _stages(mapping.get("stages"), problems)
+    stages = {name: anchored(s, folder) for name, s in _stages(mapping.get("stages"), problems).items()}
+    for name, stage in stages.items():
+        problems += custom_reward_problems(stage, f"stages.{name}")
     evaluation = None
     if mapping.get("evaluation") is not None:
         evaluation = validated(EvaluationConfig, mapping["evaluation"], "evaluation", problems)
+        if evaluation is not None:
+            evaluation = anchored(evaluation, folder)
+            problems += custom_reward_problems(evaluation, "evaluation")
     problems += reference_problems(mapping)
     problems += base_problems(mapping, folder)
     if problems or head is None:

@@ -46,7 +46,10 @@ def resolve(config: Config, path_of: Callable[[Referring, str], str]) -> Config:
     update: dict[str, Any] = {}
     for referring in references(config):
         paths = [path_of(referring, name) for name in referring.names]
-        update[referring.field] = paths if isinstance(getattr(config, referring.field), list) else paths[0]
+        if isinstance(getattr(config, referring.field), list):
+            update[referring.field] = paths
+        elif paths:  # a custom reward stands for itself
+            update[referring.field] = paths[0]
     return config.model_copy(update=update)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from llama2_chat.errors import RecipeError, did_you_mean
 from llama2_chat.files import write_text
+from llama2_chat.pipeline.custom_rewards import anchored, custom_reward_problems
 from llama2_chat.pipeline.data import prepare_data
 from llama2_chat.pipeline.data_entries import DataEntry, FileData, validated_entries
 from llama2_chat.pipeline.problems import validated
@@ -90,7 +91,8 @@ def load_stage_config(
     if not stage.makes_base:
         problems += base_problems(mapping, folder)
     if config is not None:
-        problems += _missing(config, folder, entries)
+        config = anchored(config, folder)
+        problems += [*_missing(config, folder, entries), *custom_reward_problems(config, "")]
     if problems or config is None or settings is None:
         raise RecipeError(file, problems)
     base = _absolute(settings.base_model.path, folder)

@@ -14,6 +14,7 @@ REASONS = {
     "dropped": "the last turn alone is longer than the sequence length",
     "untrained": "no answer that the loss policy selects: nothing in the dialogue is trained",
     "unrated": "no rating: margin 0",
+    "not_drawn": "usable, but more than the share that the mix takes of such files",
     "prompts_without_complete_answer": "no sample of the prompt ended by itself",
     "cut_off": "the answer reached the length limit",
     "empty": "the answer is empty",
@@ -28,7 +29,7 @@ _NAMES = {
     "selection samples": "samples",
     "held out pairs": "held-out pairs",
 }
-_USED = ("kept", "complete", "imported", "read", "rows", "prompts")
+_USED = ("kept", "drawn", "complete", "imported", "read", "rows", "prompts")
 _NOT_ROWS = ("accuracy", "attainable_accuracy", "controls", "gate", "intervals")
 
 
@@ -84,10 +85,10 @@ def _accounts(metrics: Mapping[str, Any], path: str = "") -> Iterator[list[Any]]
             continue
         name = f"{path} {readable(key)}".strip()
         if "kept" in value or "complete" in value:
-            used = value.get("kept", value.get("complete"))
+            used = value.get("drawn", value.get("kept", value.get("complete")))
             nested = {} if "kept" not in value else {k: v for k, v in value.items() if k == "samples"}
             flat = {k: v for k, v in value.items() if k not in nested}
-            others = {k: v for k, v in _counts(flat) if v and k not in _USED}
+            others = _unused(flat)
             yield [_NAMES.get(name, name), number(used) if is_number(used) else "", _listed(others)]
             yield from _accounts(nested, name)
         else:
@@ -99,8 +100,15 @@ def _by_file(rows: list[Any], path: str) -> Iterator[list[Any]]:
     for row in rows if len(rows) > 1 else ():
         if isinstance(row, Mapping) and "file" in row:
             counts = {**row.get("lengths", row), "untrained": row.get("untrained", 0)}
-            others = {k: v for k, v in _counts(counts) if v and k not in _USED}
-            yield [f"{path} of {row['file']}".strip(), number(counts.get("kept", 0)), _listed(others)]
+            used = counts.get("drawn", counts.get("kept", 0))
+            yield [f"{path} of {row['file']}".strip(), number(used), _listed(_unused(counts))]
+
+
+def _unused(counts: Mapping[str, Any]) -> dict[str, int]:
+    """What was not used, or changed; of what was kept, a mix may have drawn a part."""
+    not_drawn = counts.get("kept", 0) - counts["drawn"] if "drawn" in counts else 0
+    named = dict(_counts(counts)) | {"not_drawn": not_drawn}
+    return {key: value for key, value in named.items() if value and key not in _USED}
 
 
 def _counts(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llama2_chat.pipeline.custom_rewards import custom_reward_names
 from llama2_chat.report.drawing import COLOURS
 from llama2_chat.report.markup import Html, element, joined
 from llama2_chat.report.measures import duration
@@ -137,8 +138,9 @@ def _draw_row(run: RunRecord, name: str, row: int, left: int) -> Html:
 
 
 def _inputs_text(stage: StageRecord) -> str:
-    """Data to train on by name; models are seen in the lanes."""
+    """Data to train on and custom rewards by name; models are seen in the lanes."""
     data = [used.name for used in stage.inputs if used.is_data and used.field != "held_out"]
+    data += custom_reward_names(stage.config)
     return ", ".join(dict.fromkeys(data)) if data else "no data of its own"
 
 

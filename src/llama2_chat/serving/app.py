@@ -60,7 +60,7 @@ def build_app(service: ScoringService) -> FastAPI:
             encode=service.engine.encode_messages,
             place="dialogues",
         )
-        return {"model": service.engine.name, "scores": [asdict(one.score) for one in found]}
+        return {"model": service.engine.name, "scores": [asdict(one) for one in found]}
 
     async def get_reward(request: Request) -> dict[str, Any]:
         found = await service.score(
@@ -71,9 +71,9 @@ def build_app(service: ScoringService) -> FastAPI:
             place="query",
         )
         rewards = [one.combined_logit for one in found]
-        logs: dict[str, Any] = {"helpfulness": [one.score.helpfulness for one in found]}
+        logs: dict[str, Any] = {"helpfulness": [one.helpfulness for one in found]}
         if service.engine.scorer.safety is not None:
-            logs["safety"] = [one.score.safety for one in found]
+            logs["safety"] = [one.safety for one in found]
         return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
 
     async def health(request: Request) -> Response:

@@ -11,8 +11,6 @@ from llama2_chat.serving.rendered import RenderedText
 from llama2_chat.serving.requests import DialogueToScore
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from llama2_chat.reward.scoring import RewardScorer, Score
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -32,27 +30,19 @@ class EncodedDialogue:
         return len(self.helpfulness) + len(self.safety or ())
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredDialogue:
-    """A dialogue's scores, with R_c also as a logit."""
-
-    score: Score
-    combined_logit: float
-
-
 class ScoringEngine:
     """One or two reward models that score encoded dialogues as `RewardScorer.score` scores their messages."""
 
     def __init__(self, scorer: RewardScorer, *, name: str) -> None:
         self.scorer = scorer
         self.name = name
-        self._models = [model for model in (scorer.helpfulness, scorer.safety) if model is not None]
+        self._models = scorer.models
         self._readers = [RenderedText(model.chat_format) for model in self._models]
 
     @property
     def batch_tokens(self) -> int:
         """Tokens that are worth scoring at once on the models' device, for each model."""
-        return _BATCH_TOKENS[self.scorer.helpfulness.model.device.type] * len(self._models)
+        return _BATCH_TOKENS[self._models[0].model.device.type] * len(self._models)
 
     def encode_messages(self, dialogue: DialogueToScore) -> EncodedDialogue:
         """As offline scoring encodes: oldest turns go where it is too long.
@@ -78,56 +68,24 @@ class ScoringEngine:
                 )
         return _encoded(rows, is_safety=False)
 
-    def score(self, dialogues: Sequence[EncodedDialogue]) -> list[ScoredDialogue]:
+    def score(self, dialogues: Sequence[EncodedDialogue]) -> list[Score]:
         """The scores of encoded dialogues, in order; equal ones are computed once."""
         distinct: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
         keys = ((tuple(d.helpfulness), tuple(d.safety or ())) for d in dialogues)
         places = [distinct.setdefault(key, len(distinct)) for key in keys]
-        helpfulness = self.scorer.helpfulness.score_tokens([ids for ids, _ in distinct])[places]
-        if self.scorer.safety is None:
-            return _helpfulness_alone(helpfulness)
-        safety = self.scorer.safety.score_tokens([ids for _, ids in distinct])[places]
-        tags = [dialogue.is_safety for dialogue in dialogues]
-        return _combined(helpfulness, safety, tags, self.scorer.safety_threshold)
+        helpfulness, *safety = (
+            model.score_tokens([key[slot] for key in distinct])[places]
+            for slot, model in enumerate(self._models)
+        )
+        return self.scorer.combine(
+            helpfulness, safety[0] if safety else None, [dialogue.is_safety for dialogue in dialogues]
+        )
 
 
 def name_of(folder: Path) -> str:
     """A model's name for its users: its folder's, or that of the stage whose `model` folder it is."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "model" else folder.name
-
-
-def _helpfulness_alone(helpfulness: Tensor) -> list[ScoredDialogue]:
-    from llama2_chat.reward.scoring import Score
-
-    columns = (helpfulness.tolist(), helpfulness.double().sigmoid().tolist())
-    return [
-        ScoredDialogue(Score(raw, None, probability, None, "helpfulness", probability), raw)
-        for raw, probability in zip(*columns, strict=True)
-    ]
-
-
-def _combined(
-    helpfulness: Tensor, safety: Tensor, tags: list[bool], threshold: float
-) -> list[ScoredDialogue]:
-    import torch
-
-    from llama2_chat.ppo.rewards import combine_scores
-    from llama2_chat.reward.scoring import Score
-
-    logits, used_safety = combine_scores(
-        helpfulness, safety, is_safety=torch.tensor(tags), safety_threshold=threshold
-    )
-    columns = (
-        helpfulness.tolist(),
-        safety.tolist(),
-        helpfulness.double().sigmoid().tolist(),
-        safety.double().sigmoid().tolist(),
-        ["safety" if used else "helpfulness" for used in used_safety.tolist()],
-        logits.double().sigmoid().tolist(),
-    )
-    scores = [Score(*row) for row in zip(*columns, strict=True)]
-    return [ScoredDialogue(*pair) for pair in zip(scores, logits.tolist(), strict=True)]
 
 
 def _encoded(rows: list[list[int]], is_safety: bool) -> EncodedDialogue:

@@ -11,12 +11,15 @@ import hmac
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama2_chat.errors import UserInputError
 from llama2_chat.serving.batcher import Batcher
 from llama2_chat.serving.limits import ByteBudget, ClientGoneError, Limits, RequestError, StoppingError
-from llama2_chat.serving.scoring import EncodedDialogue, ScoredDialogue, ScoringEngine
+from llama2_chat.serving.scoring import EncodedDialogue, ScoringEngine
+
+if TYPE_CHECKING:
+    from llama2_chat.reward.scoring import Score
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Parsed = TypeVar("_Parsed")
@@ -37,7 +40,7 @@ class ScoringService:
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoding")
         self._deadlines: set[asyncio.Timeout] = set()
         self.stopping = False
-        self.batcher: Batcher[EncodedDialogue, ScoredDialogue] = Batcher(
+        self.batcher: Batcher[EncodedDialogue, Score] = Batcher(
             engine.score,
             tokens_of=lambda dialogue: dialogue.tokens,
             batch_tokens=limits.batch_tokens or engine.batch_tokens,
@@ -68,7 +71,7 @@ class ScoringService:
         parse: Callable[[bytes, Limits], Sequence[_Parsed]],
         encode: Callable[[_Parsed], EncodedDialogue],
         place: str,
-    ) -> list[ScoredDialogue]:
+    ) -> list[Score]:
         """Read a body, encode what `parse` finds in it, score it together with what others sent.
 
         Raises:
