@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -72,16 +73,22 @@ def fit_to_length(
 ) -> tuple[Message, ...] | None:
     """The messages, without as many of the oldest whole turns as it takes to fit into `max_tokens`.
 
-    The system message, the last question and its answer stay; None where even they are too long.
+    The system message, the last question and its answer stay; None where even they are too long. Fewer turns are
+    fewer tokens, so the turns to leave out are found by halving: a long dialogue costs a few encodings, not one a turn.
     """
-    kept = tuple(messages)
-    system = kept[:1] if kept[0].role == "system" else ()
-    turns = kept[len(system) :]
-    while sum(len(segment.ids) for segment in chat_format.segments(system + turns)) > max_tokens:
-        if len(turns) <= 2:
-            return None
-        turns = turns[2:]
-    return system + turns
+    messages = tuple(messages)
+    system = messages[:1] if messages[0].role == "system" else ()
+    turns = messages[len(system) :]
+
+    def fits(start: int) -> bool:
+        segments = chat_format.segments(system + turns[start:])
+        return sum(len(segment.ids) for segment in segments) <= max_tokens
+
+    if fits(0):
+        return messages
+    starts = range(2, len(turns) - 1 + len(turns) % 2, 2)
+    place = bisect_left(starts, True, key=fits)
+    return None if place == len(starts) else system + turns[starts[place] :]
 
 
 def tokenize_dialogues(

@@ -6,14 +6,18 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from small_server import Running, Start, save_reward_model
+from small_server import LIMITS, Client, Running, Start, save_reward_model
 
 from llama2_chat import RewardScorer
+from llama2_chat.serving.limits import Limits
+from llama2_chat.serving.scoring import ScoringEngine
+from llama2_chat.serving.service import ScoringService
 
 torch.set_num_threads(1)  # these models are too small to share between threads
 
@@ -59,3 +63,16 @@ def start(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait()
+
+
+@pytest.fixture
+def serve(offline: RewardScorer) -> Iterator[Callable[..., Client]]:
+    services: list[ScoringService] = []
+
+    def make(scorer: RewardScorer = offline, limits: Limits = LIMITS, **more: Any) -> Client:
+        services.append(ScoringService(ScoringEngine(scorer, name="rm"), limits, **more))
+        return Client(services[-1])
+
+    yield make
+    for service in services:
+        service.close()

@@ -1,18 +1,24 @@
-"""Small reward models with random heads, a server process, waiting for what another thread does."""
+"""Small reward models with random heads, a server process, a client without a network."""
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from llama2_chat.models import save_model
 from llama2_chat.pretrain.tokenizer import train_tokenizer
+from llama2_chat.serving.app import build_app
+from llama2_chat.serving.limits import Limits
+from llama2_chat.serving.service import ScoringService
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.testbed.generators import GENERATORS
 from llama2_chat.tokenizers import HuggingFaceTokenizer
@@ -85,3 +91,39 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.002)
+
+
+Row = dict[str, Any]
+LIMITS = Limits(body_bytes=20_000, dialogues=40, messages=20, characters=3000, body_seconds=0.5)
+
+
+def talk(question: str = "What is 2 plus 2?", answer: str = "It is 4.", **more: Any) -> Row:
+    return {
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+        **more,
+    }
+
+
+class Client:
+    """Requests to an application without a network."""
+
+    def __init__(self, service: ScoringService) -> None:
+        self.service = service
+        self.app = build_app(service)
+
+    def post(self, path: str, **arguments: Any) -> httpx.Response:
+        return asyncio.run(self.gathered([(path, arguments)]))[0]
+
+    async def gathered(self, requests: list[tuple[str, Row]]) -> list[httpx.Response]:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app), base_url="http://server"
+        ) as client:
+            return await asyncio.gather(*(client.post(path, **row) for path, row in requests))
+
+    def get(self, path: str) -> httpx.Response:
+        async def request() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                return await client.get(path)
+
+        return asyncio.run(request())

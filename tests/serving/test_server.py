@@ -61,11 +61,13 @@ def headers_of(length: int, **more: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def server(start: Start) -> Running:
-    return start("--max-body-bytes", "300000", "--body-timeout", "2", "--max-characters", "3000")
+    return start("--max-body-bytes", "300000", "--body-timeout", "4", "--max-characters", "3000")
 
 
 def test_concurrent_clients_good_and_bad(server: Running, offline: RewardScorer) -> None:
     """Twenty clients, each sending good, bad, oversized and empty requests in an order of its own."""
+    scored: list[tuple[httpx.Response, list[Row]]] = []
+    rewarded: list[tuple[httpx.Response, list[Row]]] = []
 
     async def client(number: int) -> int:
         rng = random.Random(number)
@@ -80,7 +82,7 @@ def test_concurrent_clients_good_and_bad(server: Running, offline: RewardScorer)
         count = {"one": 1, "few": 5, "many": 60}.get(kind)
         if count is not None:
             rows = [dialogue(rng, rng.randrange(1, 40)) for _ in range(count)]
-            check(await http.post("/v1/score", json={"dialogues": rows}), rows, offline)
+            scored.append((await http.post("/v1/score", json={"dialogues": rows}), rows))
         elif kind == "empty":
             answer = await http.post("/v1/score", json={"dialogues": []})
             assert (answer.status_code, answer.json()["scores"]) == (200, [])
@@ -90,9 +92,7 @@ def test_concurrent_clients_good_and_bad(server: Running, offline: RewardScorer)
         elif kind == "rendered":
             rows = [dialogue(rng, 10) | {"is_safety": False} for _ in range(3)]
             texts = [rendered(row, offline.helpfulness.chat_format) for row in rows]
-            answer = await http.post("/get_reward", json={"query": texts, "prompts": texts})
-            expected = [score.helpfulness for score in offline.score([row["messages"] for row in rows])]
-            assert answer.json()["extra_logs"]["helpfulness"] == pytest.approx(expected, abs=1e-5)
+            rewarded.append((await http.post("/get_reward", json={"query": texts, "prompts": texts}), rows))
         else:
             bad = {
                 "bad json": f'{{"dialogues": [{SECRET}',
@@ -109,6 +109,13 @@ def test_concurrent_clients_good_and_bad(server: Running, offline: RewardScorer)
         return await asyncio.gather(*(client(number) for number in range(20)))
 
     assert sum(asyncio.run(everybody())) == 180
+    # Afterwards: scoring here would hold up the clients in the middle of their bodies.
+    assert (len(scored), len(rewarded)) == (60, 20)
+    for answer, rows in scored:
+        check(answer, rows, offline)
+    for answer, rows in rewarded:
+        expected = [score.helpfulness for score in offline.score([row["messages"] for row in rows])]
+        assert answer.json()["extra_logs"]["helpfulness"] == pytest.approx(expected, abs=1e-5)
     health = httpx.get(f"{server.url}/health").json()
     assert (health["waiting_dialogues"], health["waiting_tokens"]) == (0, 0)
 
@@ -120,8 +127,9 @@ def test_slow_clients_hold_nobody_up(server: Running, offline: RewardScorer) -> 
     for connection in slow:
         connection.sendall(headers_of(1000) + b'{"dialogues": ')
     rows = [dialogue(random.Random(0), 5)]
-    check(httpx.post(f"{server.url}/v1/score", json={"dialogues": rows}), rows, offline)
-    assert time.monotonic() - started < 1.9
+    answer = httpx.post(f"{server.url}/v1/score", json={"dialogues": rows})
+    assert time.monotonic() - started < 3.9
+    check(answer, rows, offline)
     for connection in slow[:3]:
         connection.sendall(b" ")
     for connection in slow:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2_chat.chat_format import Llama2ChatFormat
+from llama2_chat.chat_format import Llama2ChatFormat, Segment
 from llama2_chat.dialogue import Dialogue, Message
 from llama2_chat.tokenization import (
     LengthReport,
@@ -146,3 +146,32 @@ def test_what_the_length_policy_did_is_counted() -> None:
     assert report.to_row() == {"kept": 2, "shortened": 1, "dropped": 1}
     assert [len(t.input_ids) for t in tokenized] == [21, 42, 42]
     assert tokenized[1] == tokenized[2]
+
+
+def test_halving_leaves_out_what_one_turn_after_the_other_would() -> None:
+    """Against the slow loop from the definition, for every length and both ends; with few encodings."""
+    calls = 0
+
+    class Counting(Llama2ChatFormat):
+        def segments(self, messages: Sequence[Message]) -> list[Segment]:
+            nonlocal calls
+            calls += 1
+            return super().segments(messages)
+
+    counting = Counting(CharacterTokenizer())
+    turns = [Message("user" if n % 2 == 0 else "assistant", "x" * (n * 7 % 11)) for n in range(80)]
+    dropped = set()
+    for head in ([], [SYSTEM]):
+        for end in (1, 2, 3, 4, 7, 8, 79, 80):
+            messages = (*head, *turns[:end])
+            whole = len(text_of(messages))
+            for max_tokens in range(0, whole + 20, 1 + whole // 40):
+                kept = list(turns[:end])
+                while len(text_of([*head, *kept])) > max_tokens and len(kept) > 2:
+                    kept = kept[2:]
+                expected = (*head, *kept) if len(text_of([*head, *kept])) <= max_tokens else None
+                calls = 0
+                assert fit_to_length(messages, counting, max_tokens) == expected
+                assert calls <= 7
+                dropped.add(None if expected is None else len(messages) - len(expected))
+    assert len(dropped) > 30

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Parsed = TypeVar("_Parsed")
 _T = TypeVar("_T")
-_ENCODED_AT_ONCE = 16
+_ENCODING_SECONDS = 0.05
+"""After which a request's tokenising lets others go first."""
 _SECONDS_AFTER_STOP = 2.0
 """What a body that is still arriving gets once the server stops."""
 
@@ -86,9 +89,8 @@ class ScoringService:
             items = await self._in_encoder(parse, bytes(body), self.limits)
             del body
             encoded: list[EncodedDialogue] = []
-            for start in range(0, len(items), _ENCODED_AT_ONCE):
-                part = items[start : start + _ENCODED_AT_ONCE]
-                encoded += await self._in_encoder(_encode_all, encode, part, place, start)
+            while len(encoded) < len(items):
+                encoded += await self._in_encoder(_encode_some, encode, items, place, len(encoded))
             future = self.batcher.submit(encoded)
         finally:
             self._bodies.give_back(held)
@@ -104,7 +106,7 @@ class ScoringService:
         """Refuse what is new and give bodies that are still arriving a last moment; call it in the event loop."""
         self.stopping = True
         end = asyncio.get_running_loop().time() + _SECONDS_AFTER_STOP
-        for deadline in self._deadlines:
+        for deadline in [deadline for deadline in self._deadlines if not deadline.expired()]:
             deadline.reschedule(min(end, deadline.when() or end))
 
     def close(self) -> None:
@@ -145,7 +147,9 @@ class ScoringService:
             self._bodies.give_back(len(body))
             self._check_open()
             raise RequestError(
-                408, f"the body did not arrive within {self.limits.body_seconds:g} s; send it again"
+                408,
+                f"the body did not arrive within {self.limits.body_seconds:g} s; send it again",
+                {"Connection": "close"},
             ) from None
         except BaseException:
             self._bodies.give_back(len(body))
@@ -157,21 +161,23 @@ class ScoringService:
 
 def log_failure(error: BaseException) -> None:
     """Where an error came from, on standard error; not its message, which may quote what was sent."""
-    import sys
-
     frames = "".join(traceback.format_tb(error.__traceback__))
     print(f"error: {type(error).__name__}\n{frames}", end="", file=sys.stderr, flush=True)
 
 
-def _encode_all(
+def _encode_some(
     encode: Callable[[_Parsed], EncodedDialogue], items: Sequence[_Parsed], place: str, start: int
 ) -> list[EncodedDialogue]:
-    encoded = []
-    for number, item in enumerate(items, start):
+    """The items from `start` on, for as long as one request may take at a time; at least one."""
+    encoded: list[EncodedDialogue] = []
+    end = time.monotonic() + _ENCODING_SECONDS
+    for number in range(start, len(items)):
         try:
-            encoded.append(encode(item))
+            encoded.append(encode(items[number]))
         except UserInputError as error:
             raise RequestError(400, f"{place}[{number}]: {error}") from None
+        if time.monotonic() > end:
+            break
     return encoded
 
 
