@@ -25,7 +25,6 @@ from llama2_chat.errors import MissingFileError, UserInputError
 from llama2_chat.evaluation.statistics import mean, mean_interval
 from llama2_chat.jsonl import read_preferences
 from llama2_chat.reward.metrics import accuracy_row, safety_class
-from llama2_chat.reward.scoring import RewardModel
 
 Column = tuple[str, Callable[[Preference], bool]]
 
@@ -73,6 +72,8 @@ class Scored:
 @cache
 def scored(run: Path, stage: str, domain: str) -> Scored:
     """What a stage's model says of the held-out pairs of a domain."""
+    from llama2_chat.reward.scoring import RewardModel  # torch, which `--help` can do without
+
     (folder,) = run.glob(f"stages/*-{stage}/model")
     model = RewardModel.from_pretrained(folder, device="cpu")
     pairs = list(read_preferences(run / "data" / f"held_out_{domain}_pairs.jsonl"))
