@@ -30,6 +30,7 @@ from datasets import Dataset
 from measuring import as_json, in_turn, layer_weights, matmul_peak, peak_memory
 from smollm2_shape import smollm2_shape
 from transformers import LlamaForSequenceClassification, Trainer
+from transformers.trainer_utils import SaveStrategy
 from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
@@ -41,10 +42,10 @@ from llama2_chat.packed_attention import use_packed_attention
 from llama2_chat.reward.config import RewardTraining
 from llama2_chat.reward.data import collate_pairs, encode_pairs, tokens_of, training_columns
 from llama2_chat.reward.pooling import RowLayout, common_beginning, pool_at_ends, row_layout
-from llama2_chat.reward.trainer import MarginRewardTrainer
+from llama2_chat.reward.trainer import MarginRewardTrainer, reward_arguments
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.tokenizers import load_tokenizer
-from llama2_chat.training import placeholder_tokenizer, trainer_arguments
+from llama2_chat.training import placeholder_tokenizer
 
 PAIRS_PER_STEP = 8
 OUR_MICRO_BATCH = 2
@@ -95,7 +96,8 @@ def our_trainer(
     settings = RunSettings(
         base_model=BaseModelSource(path="-"), device=options.device, precision=precision(options)
     )
-    arguments = trainer_arguments(training, settings, Path(folder), len(pairs)) | {"save_strategy": "no"}
+    arguments = reward_arguments(training, settings, Path(folder), len(pairs))
+    arguments.save_strategy = SaveStrategy.NO
     unrated = [Preference((Message("user", "-"),), "", "") for _ in pairs]
     pool_at_ends(model)
     computed: list[int] = []
@@ -107,7 +109,7 @@ def our_trainer(
 
     trainer = MarginRewardTrainer(
         model=model,
-        args=TrlRewardConfig(**arguments),
+        args=arguments,
         train_dataset=Dataset.from_dict(training_columns(unrated, pairs, margin_table="none")),
         data_collator=collate,
         processing_class=placeholder_tokenizer(PADDING),

@@ -7,7 +7,6 @@ from itertools import chain
 from typing import Any
 
 from datasets import Dataset
-from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 
 from llama2_chat.chat_format import ChatFormat, build_chat_format
 from llama2_chat.lora import merged, with_adapter
@@ -19,16 +18,11 @@ from llama2_chat.reward.held_out import held_out_metrics
 from llama2_chat.reward.mixing import Mix, mix
 from llama2_chat.reward.pooling import pool_at_ends, row_layout, unpool
 from llama2_chat.reward.scoring import RewardModel
-from llama2_chat.reward.trainer import MarginRewardTrainer
+from llama2_chat.reward.trainer import MarginRewardTrainer, reward_arguments
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import StageDirectory
 from llama2_chat.tokenizers import load_tokenizer
-from llama2_chat.training import (
-    keep_to_device,
-    placeholder_tokenizer,
-    run_trainer,
-    trainer_arguments,
-)
+from llama2_chat.training import keep_to_device, placeholder_tokenizer, run_trainer
 
 
 def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirectory) -> dict[str, Any]:
@@ -52,7 +46,7 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     columns = training_columns(pairs, tokens, margin_table=config.margin)
     model = reward_model_from_policy(config.model, settings, gguf_file=gguf_file)
     model.config.pad_token_id = tokenizer.padding_id
-    arguments = trainer_arguments(config.training, settings, directory.checkpoints, len(pairs))
+    arguments = reward_arguments(config.training, settings, directory.checkpoints, len(pairs))
     seed_everything(settings.seed)
     layout = row_layout(model)
     if not layout.share:
@@ -64,7 +58,7 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     trained_model = with_adapter(model, config.training.lora, settings.seed)
     trainer = MarginRewardTrainer(
         model=trained_model,
-        args=keep_to_device(TrlRewardConfig(**arguments), settings),
+        args=keep_to_device(arguments, settings),
         train_dataset=Dataset.from_dict(columns),
         data_collator=lambda batch: collate_pairs(batch, tokenizer.padding_id, layout),
         processing_class=placeholder_tokenizer(tokenizer.padding_id),

