@@ -9,7 +9,8 @@ other, so hardly any padding is computed, or none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -156,12 +157,43 @@ def scores_at_ends(
     """The scalar head's output at each dialogue's last token, float32 (N,); arguments as in `PackedDialogues`."""
     layout = row_layout(model)
     mask = tree_mask(position_ids) if layout.share and not layout.one_row else None
-    hidden_RSH = model.base_model(
-        input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False
-    ).last_hidden_state
+    # Checkpointing computes the layers a second time, after this function has returned.
+    recomputed = model.training and model.is_gradient_checkpointing
+    with (
+        _last_layer_at(model, position_ids.shape, rows, ends)
+        if layout.share and not recomputed
+        else nullcontext()
+    ):
+        hidden_RSH = model.base_model(
+            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
     head: torch.nn.Module = model.score  # type: ignore[assignment]
     scores: Tensor = head(hidden_RSH[rows, ends]).squeeze(-1).float()
     return scores
+
+
+@contextmanager
+def _last_layer_at(model: PreTrainedModel, shape: torch.Size, rows: Tensor, ends: Tensor) -> Iterator[None]:
+    """Compute the last layer's feed-forward network at the dialogues' last tokens alone: no other is read.
+
+    Args:
+        shape: (R, S).
+    """
+
+    def select(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        return inputs[0][rows, ends]
+
+    def spread(_: torch.nn.Module, __: tuple[Tensor, ...], output_NH: Tensor) -> Tensor:
+        empty_RSH = output_NH.new_zeros(*shape, output_NH.shape[-1])
+        return empty_RSH.index_put((rows, ends), output_NH)
+
+    network: torch.nn.Module = model.base_model.layers[-1].mlp  # type: ignore[index,union-attr]
+    hooks = (network.register_forward_pre_hook(select), network.register_forward_hook(spread))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def pool_at_ends(model: PreTrainedModel) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llama2_chat.chat_format import ChatFormat, build_chat_format
+from llama2_chat.cpu_memory import keep_freed_memory
 from llama2_chat.dialogue import Dialogue, Message
 from llama2_chat.errors import UserInputError
 from llama2_chat.models import load_reward_model
@@ -69,6 +70,8 @@ class RewardModel:
         self.name = name
         self.max_tokens = int(getattr(model.config, "max_position_embeddings", 4096))
         self._one_at_a_time = Lock()
+        if model.device.type == "cpu":
+            keep_freed_memory()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str = "auto") -> RewardModel:

@@ -1,4 +1,4 @@
-"""Memory of training on the CPU: what a step frees, the next step takes again."""
+"""Memory of training and scoring on the CPU: what a step frees, the next step takes again."""
 
 from __future__ import annotations
 
