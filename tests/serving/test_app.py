@@ -162,7 +162,14 @@ def test_a_failure_inside_is_500_for_its_batch_and_the_server_goes_on(
 
 def test_whoever_hangs_up_leaves_the_queue(offline: RewardScorer) -> None:
     """A client that goes while it waits: its dialogues are not scored, and nothing fails."""
-    service = ScoringService(ScoringEngine(offline, name="rm"), replace(LIMITS, batch_wait_seconds=30))
+    scored: list[int] = []
+
+    class Recording(ScoringEngine):
+        def score(self, dialogues: Any) -> Any:
+            scored.append(len(dialogues))
+            return super().score(dialogues)
+
+    service = ScoringService(Recording(offline, name="rm"), replace(LIMITS, batch_wait_seconds=30))
     app = build_app(service)
     body = json.dumps({"dialogues": [talk()]}).encode()
     sent: list[Row] = []
@@ -191,6 +198,7 @@ def test_whoever_hangs_up_leaves_the_queue(offline: RewardScorer) -> None:
     assert sent[0]["status"] == 499
     service.close()
     assert service.batcher.waiting_items == 0
+    assert scored == []
 
 
 def test_the_description_is_complete(serve) -> None:
