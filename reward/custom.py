@@ -46,19 +46,18 @@ class CallableReward:
             return torch.zeros(0)
         try:
             returned = self.function([messages_to_rows(messages) for messages in dialogues])
+            values = list(returned) if isinstance(returned, Iterable) else None
         except Llama2ChatError:
             raise
         except Exception as error:
             raise UserInputError(
                 f"{self.name}: failed on {len(dialogues)} dialogues: {type(error).__name__}: {error}"
             ) from error
-        try:
-            values = list(returned)
-        except TypeError:
+        if values is None:
             raise UserInputError(
                 f"{self.name}: must return a list of {len(dialogues)} numbers, one for each dialogue; "
                 f"it returned {type(returned).__name__}"
-            ) from None
+            )
         return checked_scores(values, dialogues, self.name)
 
 
@@ -80,14 +79,21 @@ def checked_scores(values: Sequence[Any], dialogues: Sequence[Sequence[Message]]
             score = float(value)
         except (TypeError, ValueError, OverflowError):
             raise UserInputError(
-                f"{name}: {_place(number, dialogues)}: a number is wanted, found {value!r:.80}"
+                f"{name}: {_place(number, dialogues)}: a number is wanted, found {_shown(value)}"
             ) from None
         if not abs(score) <= _LARGEST:  # so that NaN is refused too
             raise UserInputError(
-                f"{name}: {_place(number, dialogues)}: a finite raw score (logit) is wanted, found {value!r:.80}"
+                f"{name}: {_place(number, dialogues)}: a finite raw score (logit) is wanted, found {_shown(value)}"
             )
         scores.append(score)
     return torch.tensor(scores, dtype=torch.float32)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except Exception:  # whatever a stranger's object, or an integer of too many digits, makes of it
+        return type(value).__name__
 
 
 def _place(number: int, dialogues: Sequence[Sequence[Message]]) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llama2_chat.packed_attention import PACKED_ATTENTION, shares_beginnings, tree_mask
+from llama2_chat.packed_attention import PACKED_ATTENTION, has_branches, shares_beginnings, tree_mask
 from llama2_chat.packing import best_fit_decreasing
 
 LEAST_SHARED = 8
@@ -156,7 +156,8 @@ def scores_at_ends(
 ) -> Tensor:
     """The scalar head's output at each dialogue's last token, float32 (N,); arguments as in `PackedDialogues`."""
     layout = row_layout(model)
-    mask = tree_mask(position_ids) if layout.share and not layout.one_row else None
+    masked = layout.share and not layout.one_row and has_branches(position_ids)
+    mask = tree_mask(position_ids) if masked else None
     # Checkpointing computes the layers a second time, after this function has returned.
     recomputed = model.training and model.is_gradient_checkpointing
     with (

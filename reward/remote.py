@@ -56,10 +56,15 @@ class RemoteReward:
         self._address = source.url.rstrip("/") + "/v1/score"
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if source.api_key_env is not None:
-            key = os.environ.get(source.api_key_env, "")
+            key = os.environ.get(source.api_key_env, "").strip()
             if not key:
                 raise UserInputError(
                     f"{self.name}: the environment variable {source.api_key_env} (api_key_env) is not set"
+                )
+            if not (key.isascii() and key.isprintable()):
+                raise UserInputError(
+                    f"{self.name}: the key in {source.api_key_env} (api_key_env) holds characters that a header cannot "
+                    "carry; printable ASCII is wanted"
                 )
             self._headers["Authorization"] = f"Bearer {key}"
         local = urlsplit(source.url).hostname in _LOCAL
@@ -133,14 +138,18 @@ class RemoteReward:
         if error.code in _BUSY:
             asked = error.headers.get("Retry-After", "")
             raise _PassingError(
-                f"HTTP {error.code} {error.reason}", float(asked) if asked.isdigit() else None
+                f"HTTP {error.code} {error.reason}",
+                float(asked) if asked.isascii() and asked.isdigit() else None,
             )
         if 300 <= error.code < 400:
             target = error.headers.get("Location", "nowhere")
             raise UserInputError(
                 f"{self.name}: redirects to {target}; redirects are not followed, name that address"
             )
-        said = error.read(500).decode("utf-8", errors="replace").strip()
+        try:
+            said = error.read(500).decode("utf-8", errors="replace").strip()
+        except (OSError, http.client.HTTPException):
+            said = ""
         hint = "; name the variable that holds the key in api_key_env" if error.code in (401, 403) else ""
         raise UserInputError(
             f"{self.name}: HTTP {error.code} {error.reason}: {said or 'no more is said'}{hint}"
@@ -151,7 +160,7 @@ class RemoteReward:
         try:
             scores = json.loads(answer)["scores"]
             found = [score[self.slot] for score in scores]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             shown = answer[:200].decode("utf-8", errors="replace")
             raise UserInputError(
                 f'{self.name}: the answer is not {{"scores": [{{"{self.slot}": …}}, …]}}, found {shown}'

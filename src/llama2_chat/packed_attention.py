@@ -71,7 +71,7 @@ def pieces_of(position_ids: Tensor) -> list[Piece]:
     A piece begins with its row and wherever a position does not follow the one before it, as transformers has it.
 
     Args:
-        position_ids: (R, S); every row begins at 0.
+        position_ids: (R, S); with branches, every row begins at 0.
 
     Raises:
         ValueError: a branch goes on from more tokens than there are before it.
@@ -83,9 +83,7 @@ def pieces_of(position_ids: Tensor) -> list[Piece]:
     pieces: list[Piece] = []
     path: list[tuple[int, int]] = []  # what the last token sees
     for start, end, position in zip(starts, [*starts[1:], position_ids.numel()], positions, strict=True):
-        if start % position_ids.shape[-1] == 0:
-            path = []
-        path = _first(path, position)
+        path = [] if start % position_ids.shape[-1] == 0 else _first(path, position)
         pieces.append(Piece(end - start, tuple(path)))
         path.append((len(pieces) - 1, end - start))
     return pieces
@@ -103,6 +101,12 @@ def _first(path: list[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
     return kept
 
 
+def has_branches(position_ids: Tensor) -> bool:
+    """Whether any piece of rows (R, S) goes on from what stands before it."""
+    falls = position_ids.diff(dim=-1) != 1
+    return bool((falls & (position_ids[:, 1:] > 0)).any())
+
+
 def tree_mask(position_ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """What each token may see, as transformers adds it to the scores of attention.
 
@@ -117,15 +121,16 @@ def tree_mask(position_ids: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     rows, length = position_ids.shape
     places = torch.arange(length, device=position_ids.device)
     earlier = places[:, None] < places[None, :]
-    positions = position_ids.int()
-    lowest_since = (
-        positions[:, None, :].expand(rows, length, length).masked_fill(~earlier, length).cummin(-1).values
-    )
-    visible = (earlier & (lowest_since > positions[:, :, None])) | torch.eye(
-        length, dtype=torch.bool, device=position_ids.device
-    )
-    mask = torch.full(visible.shape, torch.finfo(dtype).min, dtype=dtype, device=position_ids.device)
-    return mask.masked_fill(visible.transpose(1, 2), 0.0)[:, None]
+    itself = places[:, None] == places[None, :]
+    least = torch.finfo(dtype).min
+    mask = torch.full((rows, 1, length, length), least, dtype=dtype, device=position_ids.device)
+    for row, positions in enumerate(
+        position_ids.int()
+    ):  # one by one: what lies between takes thrice the mask's room
+        lowest_since = positions.expand(length, length).masked_fill(~earlier, length).cummin(-1).values
+        visible = itself | (earlier & (lowest_since > positions[:, None]))
+        mask[row, 0].masked_fill_(visible.T, 0.0)
+    return mask
 
 
 def _attend(

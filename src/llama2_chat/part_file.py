@@ -87,6 +87,12 @@ def opened(output: Path, made_from: Mapping[str, Any], *, rows_per_chunk: int) -
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputFolderError(f"{output}: another process is making this file; wait for it") from error
+        if not _is_at(stream, part_of(output)):
+            raise OutputFolderError(f"{output}: another process has just made this file; look at it")
+        if not marker.exists() and stream.seek(0, os.SEEK_END) > 0:
+            raise OutputFolderError(
+                f"{part_of(output)}: is not ours, {marker.name} is not beside it; move it away or name another output"
+            )
         same = marker.is_file() and _stored(marker) == made_from
         rows, length = _whole_chunks(stream, rows_per_chunk) if same else (0, 0)
         started_anew = not same and stream.seek(0, os.SEEK_END) > 0
@@ -95,6 +101,14 @@ def opened(output: Path, made_from: Mapping[str, Any], *, rows_per_chunk: int) -
             # Only now: a marker never stands beside rows of something else.
             write_json(marker, made_from)
         yield PartFile(output, stream, rows, started_anew=started_anew)
+
+
+def _is_at(stream: IO[bytes], path: Path) -> bool:
+    """Whether the open file is still the one at `path`: it may have been put in its place before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _stored(marker: Path) -> Any:

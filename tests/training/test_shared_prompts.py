@@ -296,8 +296,12 @@ def test_the_pieces_of_a_row_by_hand() -> None:
 def test_a_branch_longer_than_what_it_continues_is_refused() -> None:
     with pytest.raises(ValueError, match="goes on from 7 tokens, before it are 3"):
         pieces_of(torch.tensor([[0, 1, 2, 7, 8]]))
-    with pytest.raises(ValueError, match="goes on from 2 tokens, before it are 0"):
-        pieces_of(torch.tensor([[0, 1, 2], [2, 3, 4]]))  # not even of the row above
+    with pytest.raises(ValueError, match="goes on from 4 tokens, before it are 2"):
+        pieces_of(torch.tensor([[0, 1, 2, 3], [0, 1, 4, 5]]))  # not even of the row above
+
+
+def test_a_row_may_begin_anywhere() -> None:
+    assert pieces_of(torch.tensor([[0, 1, 2], [2, 3, 4]])) == [Piece(3), Piece(3)]
 
 
 def test_no_tree_grows_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,8 +74,15 @@ class _Survey:
 
 
 def _survey(file: Path) -> _Survey:
+    from llama2_chat.errors import DataFormatError
+
     count = longest = 0
-    for _, _, dialogue in _dialogues(file):
+    for line, row, dialogue in _dialogues(file):
+        try:
+            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:
+            # A field that is not scored, but written again.
+            raise DataFormatError(file, line, f"cannot be written as JSON in UTF-8: {error}") from None
         count += 1
         longest = max(longest, _kept_bytes(dialogue))
     return _Survey(count, longest)

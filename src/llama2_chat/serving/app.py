@@ -94,6 +94,7 @@ def build_app(service: ScoringService) -> FastAPI:
     app.add_api_route(
         "/health",
         health,
+        methods=["GET", "HEAD"],
         summary="Whether the server takes requests; needs no key",
         responses={
             200: {"model": HealthResponse},
@@ -181,5 +182,6 @@ def _content_length(request: Request) -> int | None:
 
 
 def _json(status: int, value: Any, headers: dict[str, str] | None = None) -> Response:
-    content = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    # A reason may quote half of a surrogate pair, which UTF-8 cannot hold.
+    content = json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
     return Response(content, status, headers, media_type="application/json")

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from llama2_chat.serving.limits import QueueFullError, StoppingError
@@ -92,10 +93,12 @@ class Batcher(Generic[_Item, _Result]):
 
     def check_room(self) -> None:
         """Raise what `submit` would raise."""
-        if self._closed:
-            raise StoppingError
-        if self._waiting_tokens >= self._queue_tokens:
-            raise QueueFullError(self._retry_seconds())
+        with self._changed:
+            if self._closed:
+                raise StoppingError
+            self._drop_cancelled()
+            if self._waiting_tokens >= self._queue_tokens:
+                raise QueueFullError(self._retry_seconds())
 
     def submit(self, items: Sequence[_Item]) -> Future[list[_Result]]:
         """Queue one request's items; the future holds its results in their order. Cancelling it drops what is left.
@@ -188,9 +191,10 @@ class Batcher(Generic[_Item, _Result]):
         with self._changed:
             for pending in failed.values():
                 self._drop(pending)
-        self._on_failure(error)
         for pending in failed.values():
             pending.resolve(error)
+        with suppress(Exception):  # a log that cannot be written must not end the worker
+            self._on_failure(error)
 
     def _drop_cancelled(self) -> None:
         for pending in [pending for pending in self._waiting if pending.future.cancelled()]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+_LONGEST_REASON = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -36,7 +38,8 @@ class RequestError(Exception):
     def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
         self.status = status
-        self.reason = reason
+        # It quotes what was sent, which may be megabytes.
+        self.reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
         self.headers = dict(headers or {})
 
 

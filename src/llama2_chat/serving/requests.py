@@ -12,6 +12,9 @@ from llama2_chat.errors import did_you_mean
 from llama2_chat.fields import check_choice, check_text, json_type, required
 from llama2_chat.serving.limits import Limits, RequestError
 
+_LONGEST_NAME = 50
+"""Of a field that is looked up among the known ones; what is longer is no slip of the pen."""
+
 
 @dataclass(frozen=True, slots=True)
 class DialogueToScore:
@@ -64,7 +67,7 @@ def _object(value: object, place: str, allowed: Collection[str] | None) -> dict[
         raise RequestError(400, f"{place} must be an object, found {json_type(value)}")
     unknown = [] if allowed is None else [name for name in value if name not in allowed]
     if unknown:
-        hint = did_you_mean(unknown[0], allowed or ())
+        hint = did_you_mean(unknown[0][:_LONGEST_NAME], allowed or ())
         raise RequestError(
             400, f'{place}: field "{unknown[0]}" unknown{hint}; one of {", ".join(allowed or ())}'
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import os
@@ -19,6 +20,8 @@ from llama2_chat.serving.service import ScoringService
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BACKLOG = 2048
 _STDERR = 2
+_SECONDS_TO_READ = 5.0
+"""For clients to take their answers once all are there and the server stops."""
 _KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep a connection in their pools, or they would now and then send into one that closes."""
 
@@ -102,7 +105,16 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what was accepted."""
         self._service.stop_reading()
+        bounded = asyncio.create_task(self._end_of_patience())
         await super().shutdown(sockets)
+        bounded.cancel()
+
+    async def _end_of_patience(self) -> None:
+        """A client that does not read its answer keeps nobody else waiting for ever."""
+        while self._service.in_progress:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(_SECONDS_TO_READ)
+        self.force_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -43,6 +43,8 @@ class ScoringService:
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoding")
         self._deadlines: set[asyncio.Timeout] = set()
         self.stopping = False
+        self.in_progress = 0
+        """Requests that are being read or scored."""
         self.batcher: Batcher[EncodedDialogue, Score] = Batcher(
             engine.score,
             tokens_of=lambda dialogue: dialogue.tokens,
@@ -81,6 +83,20 @@ class ScoringService:
             RequestError: it is refused, `place` is what the reason calls the parts of the body; or scoring failed.
             ClientGoneError: whoever asked has hung up.
         """
+        self.in_progress += 1
+        try:
+            return await self._scored(receive, content_length, parse, encode, place)
+        finally:
+            self.in_progress -= 1
+
+    async def _scored(
+        self,
+        receive: Receive,
+        content_length: int | None,
+        parse: Callable[[bytes, Limits], Sequence[_Parsed]],
+        encode: Callable[[_Parsed], EncodedDialogue],
+        place: str,
+    ) -> list[Score]:
         self._check_open()
         self.batcher.check_room()
         body = await self._read(receive, content_length)
