@@ -40,8 +40,8 @@ def callable_problem(source: CallableSource) -> str | None:
     """What is wrong with a function that a recipe names, as far as its file tells without running; else None."""
     file = module_file(source)
     if file is None:
-        folder = f"{source.folder} or " if source.folder else ""
-        return f'no module "{source.module}" in {folder}on the Python path; wanted is module:function'
+        folder = f"in {source.folder} or " if source.folder else ""
+        return f'no module "{source.module}" {folder}on the Python path; wanted is module:function'
     if file.suffix != ".py":
         return None
     try:

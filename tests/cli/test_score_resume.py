@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from llama2_chat import interruption
 from llama2_chat.cli import score as command
 from llama2_chat.cli.main import run_command
+from llama2_chat.errors import OutputFolderError
 from llama2_chat.jsonl import write_rows
 from llama2_chat.models import save_model
 from llama2_chat.part_file import marker_of, opened, part_of
@@ -234,12 +235,16 @@ def test_what_cannot_be_written_is_said(models, rows: Path, tmp_path: Path, caps
 
 def test_a_part_without_its_marker_is_not_trusted(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    for marker in (None, "", "[1", '{"a": 2}'):
+    part_of(output).write_text("somebody else's\n")
+    with (
+        pytest.raises(OutputFolderError, match=r"out\.jsonl\.part\.json is not beside it"),
+        opened(output, {"a": 1}, rows_per_chunk=1),
+    ):
+        pass
+    assert part_of(output).read_text() == "somebody else's\n"
+    for marker in ("", "[1", '{"a": 2}'):
         part_of(output).write_text('{"n": 0}\n')
-        if marker is None:
-            marker_of(output).unlink(missing_ok=True)
-        else:
-            marker_of(output).write_text(marker)
+        marker_of(output).write_text(marker)
         with opened(output, {"a": 1}, rows_per_chunk=1) as part:
             assert (part.rows_done, part.started_anew) == (0, True)
             part.append([{"n": 5}])

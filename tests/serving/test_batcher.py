@@ -164,6 +164,26 @@ def test_a_failure_fails_the_requests_of_its_batch_alone(make, scorer: FakeScore
     assert batcher.submit([("after", 1)]).result(20) == ["score of after"]
 
 
+def test_a_log_that_cannot_be_written_ends_nothing(scorer: FakeScorer) -> None:
+    def full(error: BaseException) -> None:
+        raise OSError("no space left")
+
+    batcher: Batcher[Item, str] = Batcher(
+        scorer,
+        tokens_of=lambda item: item[1],
+        batch_tokens=10,
+        queue_tokens=100,
+        wait_seconds=0.0,
+        on_failure=full,
+    )
+    try:
+        with pytest.raises(ArithmeticError):
+            batcher.submit([("bad", 1)]).result(20)
+        assert batcher.submit([("good", 1)]).result(20) == ["score of good"]
+    finally:
+        batcher.close()
+
+
 def test_a_request_that_failed_in_part_is_scored_no_further(make, scorer: FakeScorer) -> None:
     batcher = make(batch_tokens=1)
     held(batcher, scorer)

@@ -40,6 +40,8 @@ BAD = [
     ),
     ({"dialogues": [talk("[INST] x")]}, "dialogues[0].messages[0].content holds the chat tag [INST]"),
     (b'{"dialogues": [{"messages": [{"role": "user", "content": "\\ud800"}]}]}', "half of a surrogate pair"),
+    (b'{"\\ud800": 1}', 'the body: field "\ud800" unknown'),
+    (b'{"dialogues": [{"messages": [{"role": "\\ud800", "content": ""}]}]}', 'role "\ud800" unknown'),
     ({"dialogues": [talk(), talk("no " * 900)]}, "dialogues[1]: the last turn alone is longer than the 256"),
 ]  # fmt: skip
 
@@ -51,6 +53,12 @@ def test_bad_input_is_400_with_the_place(serve, body: bytes | Row, reason: str) 
     assert answer.status_code == 400
     assert reason in answer.json()["error"]
     assert list(answer.json()) == ["error"]
+
+
+def test_a_reason_quotes_no_megabytes(serve) -> None:
+    answer = serve().post("/v1/score", json={"x" * 15_000: 1})
+    assert answer.status_code == 400
+    assert len(answer.content) < 700
 
 
 @pytest.mark.parametrize(

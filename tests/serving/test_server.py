@@ -217,10 +217,15 @@ def test_a_signal_during_work_loses_nothing_that_was_accepted(start: Start, offl
     async def everybody() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=server.url, timeout=120) as http:
             tasks = [asyncio.create_task(http.post("/v1/score", json={"dialogues": rows})) for rows in load]
-            while (await http.get("/health")).json()["waiting_dialogues"] < 500:
+            end = time.monotonic() + 60
+            while (await http.get("/health")).json()["waiting_dialogues"] < 200:
+                assert time.monotonic() < end, "the work never piled up"
                 await asyncio.sleep(0.005)
             server.process.terminate()
-            await asyncio.sleep(0.5)
+            while "SIGTERM: answering" not in server.errors.read_text():
+                assert time.monotonic() < end
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # for the socket to close
             assert not all(task.done() for task in tasks), "the work was over before the signal"
             with pytest.raises(httpx.ConnectError):
                 async with httpx.AsyncClient() as late:
@@ -248,7 +253,7 @@ def test_a_second_signal_stops_at_once(start: Start) -> None:
     until(lambda: "SIGTERM: answering" in server.errors.read_text())
     server.process.terminate()
     assert server.process.wait(20) == 143
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert "has been answered" not in server.errors.read_text()
 
 

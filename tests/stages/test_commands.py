@@ -56,6 +56,14 @@ def test_score_adds_scores_to_every_row_in_order(rewards, dialogues: Path, tmp_p
             "dialogues.jsonl:6: a dialogue to be scored ends",
         ),
         ('{"messages": [', "dialogues.jsonl:6: "),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "note": NaN}',
+            "dialogues.jsonl:6: cannot be written as JSON",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "x": "\\ud800"}',
+            "dialogues.jsonl:6: cannot be written as JSON in UTF-8",
+        ),
         ('{"messages": []}', "dialogues.jsonl:6: "),
     ],
 )

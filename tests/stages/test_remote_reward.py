@@ -92,6 +92,14 @@ def test_the_key_comes_from_the_environment(server: Server, monkeypatch: pytest.
     monkeypatch.setenv("REWARD_KEY", "secret")
     reward(server, api_key_env="REWARD_KEY").score_messages(dialogues(1))
     assert server.requests[0][1]["Authorization"] == "Bearer secret"
+    monkeypatch.setenv("REWARD_KEY", "secret\n")  # as a file that ends in a line break gives it
+    reward(server, api_key_env="REWARD_KEY").score_messages(dialogues(1))
+    assert server.requests[1][1]["Authorization"] == "Bearer secret"
+    for bad in ("sec\nret", "secret\u20ac"):
+        monkeypatch.setenv("REWARD_KEY", bad)
+        with pytest.raises(UserInputError, match="printable ASCII") as raised:
+            reward(server, api_key_env="REWARD_KEY")
+        assert "sec" not in str(raised.value).replace(server.url, "")
 
 
 def test_localhost_is_asked_without_the_proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +195,7 @@ def scored(*values: object) -> Answer:
         ((200, {}, b"<html>hello"), r"the answer is not .*helpfulness.* found <html>hello"),
         ((200, {}, b'{"rewards": [1, 2]}'), r"found \{\"rewards\""),
         ((200, {}, b'{"scores": [1, 2]}'), r"found \{\"scores\""),
+        ((200, {}, b'{"scores": ' + b"[" * 100_000), "the answer is not"),
         ((404, {}, b"no such path"), "HTTP 404 Not Found: no such path"),
         ((401, {}, b""), "HTTP 401 Unauthorized: no more is said; name the variable .* in api_key_env"),
         ((500, {}, b"out of memory"), "HTTP 500 Internal Server Error: out of memory"),

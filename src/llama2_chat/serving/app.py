@@ -91,10 +91,10 @@ def build_app(service: ScoringService) -> FastAPI:
     _add_post(
         app, service, "/get_reward", get_reward, "logit(R_c) of rendered text", RewardRequest, RewardResponse
     )
+    app.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
     app.add_api_route(
         "/health",
         health,
-        methods=["GET", "HEAD"],
         summary="Whether the server takes requests; needs no key",
         responses={
             200: {"model": HealthResponse},
