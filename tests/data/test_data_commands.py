@@ -136,7 +136,10 @@ def test_an_empty_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["check", "x"], "Missing option '--kind'"),
         (["show", "x", "--tokenizer", "t", "--loss-policy", "none"], "'none' is not one of 'all_answers'"),
         (["show", "x", "--tokenizer", "t", "--chat-format", "chatml"], "'chatml' is not one of 'llama2'"),
-        (["import", "alpaca", "x", "y", "--kind", "prompts"], "'alpaca' is not one of 'hh-rlhf', 'pandalm', 'oasst'"),
+        (
+            ["import", "alpaca", "x", "y", "--kind", "prompts"],
+            "'alpaca' is not one of 'hh-rlhf', 'pandalm', 'oasst'",
+        ),
         (["import", "oasst", "x", "y", "--kind", "prompts", "--split", "test"], "one of 'train', 'held_out'"),
         (["import", "hh-rlhf", "x", "y", "--kind", "prompts", "--domain", "safe"], "'safe' is not one of"),
     ],
@@ -426,7 +429,10 @@ def test_import_of_one_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     [
         (["--held-out-share", "0.3"], "a held-out share without a split has no effect; name the split"),
         (["--split", "train", "--held-out-share", "1"], "the held-out share is 1.0; it lies between 0 and 1"),
-        (["--split", "train", "--held-out-share", "nan"], "the held-out share is nan; it lies between 0 and 1"),
+        (
+            ["--split", "train", "--held-out-share", "nan"],
+            "the held-out share is nan; it lies between 0 and 1",
+        ),
         (["--split", "held_out", "--held-out-share", "0.0"], "the held-out share is 0.0; it lies between"),
     ],
 )

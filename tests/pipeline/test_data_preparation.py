@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from llama2_chat.data_import import FORMATS, KINDS, SPLITS, import_rows
 from llama2_chat.errors import RecipeError
-from llama2_chat.pipeline.data_entries import options_class
+from llama2_chat.pipeline.data_entries import ImportedData, options_class
+from llama2_chat.pipeline.plan import SIZE_OF_IMPORT
 from llama2_chat.pipeline.recipe import load_recipe
+from llama2_chat.pipeline.schema import recipe_schema
 from llama2_chat.testbed.generators import GENERATORS
 
 
@@ -99,6 +102,106 @@ def test_import_that_leaves_nothing(workspace: Path, cli: Any, hh_rlhf: Path) ->
     assert f"data.talks: no row is left of {hh_rlhf}; 11 of 12 rows read are usable" in ended.err
 
 
+def test_an_import_is_split_before_rows_are_skipped(workspace: Path, cli: Any, hh_rlhf: Path) -> None:
+    """Question 0 to 11 without 2; which are held out is worked out here from SHA-256 again."""
+    usable = [f"Question {number}?" for number in range(12) if number != 2]
+    digests = {text: hashlib.sha256(text.encode()).hexdigest() for text in usable}
+    for kind, messages in (("dialogues", "messages"), ("prompts", "prompt")):
+        entry = {"import": "hh-rlhf", "path": hh_rlhf.name, "kind": kind, "held_out_share": 0.5}
+        for split, inside in (("held_out", True), ("train", False)):
+            expected = [text for text in usable if (int(digests[text][:2], 16) < 128) == inside]
+            assert 3 <= len(expected) <= 8
+            with_talks(workspace, entry | {"split": split, "offset": 1, "limit": 2})
+            assert cli("run", "recipe.yaml", "--until", "first").code == 0
+            rows, record = made(workspace)
+            assert [row[messages][0]["content"] for row in rows] == expected[1:3]
+            assert (record["report"]["split"], record["report"]["held_out_share"]) == (split, 0.5)
+            assert record["report"]["in_split"] == 3  # no more is read than is taken
+            with_talks(workspace, entry | {"split": split, "offset": len(expected)})
+            ended = cli("run", "recipe.yaml", "--until", "first")
+            assert ended.code == 2
+            left = f"11 of 12 rows read are usable, {len(expected)} of them in the part {split}"
+            assert f"data.talks: no row is left of {hh_rlhf}; {left}" in ended.err
+
+
+def test_a_split_changes_what_is_prepared(workspace: Path, cli: Any, hh_rlhf: Path) -> None:
+    entry = {"import": "hh-rlhf", "path": hh_rlhf.name, "kind": "dialogues"}
+    found = []
+    for options in (
+        {},
+        {"split": "train"},
+        {"split": "held_out"},
+        {"split": "held_out", "held_out_share": 0.7},
+    ):
+        with_talks(workspace, entry | options)
+        assert cli("run", "recipe.yaml", "--until", "first").code == 0
+        found.append(made(workspace)[1]["rows"])
+    assert found[0] == 11 == found[1] + found[2]
+    assert found[2] < found[3]
+
+
+def test_a_dry_run_writes_the_part_for_a_stage_of_its_own(workspace: Path, cli: Any, hh_rlhf: Path) -> None:
+    entry = {"import": "hh-rlhf", "path": hh_rlhf.name, "kind": "dialogues", "split": "train"}
+    with_talks(workspace, entry)
+    assert cli("run", "recipe.yaml", "--dry-run", "--write-configs", "configs").code == 0
+    assert not (workspace / "runs").exists()
+    (file,) = (workspace / "configs").rglob("talks.jsonl")
+    assert cli("run", "recipe.yaml", "--until", "first").code == 0
+    assert [json.loads(line) for line in file.read_text().splitlines()] == made(workspace)[0]
+
+
+def test_two_entries_of_one_file_are_split_at_one_share(workspace: Path, hh_rlhf: Path) -> None:
+    mapping = yaml.safe_load((workspace / "recipe.yaml").read_text())
+    entry = {"import": "hh-rlhf", "path": hh_rlhf.name, "kind": "dialogues", "split": "held_out"}
+    for share, problem in (
+        (0.25, None),  # what is not given is 0.25
+        (
+            0.3,
+            "data.b.held_out_share: 0.3, but data.a splits the same file at 0.25, so one row could be in both",
+        ),
+    ):
+        mapping["data"] |= {
+            "a": entry | {"split": "train"},
+            "b": entry | {"path": str(hh_rlhf), "held_out_share": share},
+        }
+        (workspace / "recipe.yaml").write_text(yaml.safe_dump(mapping, sort_keys=False))
+        if problem is None:
+            load_recipe("recipe.yaml")
+            continue
+        with pytest.raises(RecipeError, match=problem):
+            load_recipe("recipe.yaml")
+
+
+def test_the_schema_knows_every_format_and_split() -> None:
+    fields = recipe_schema()["$defs"]["ImportedData"]["properties"]
+    assert fields["import"]["enum"] == list(FORMATS)
+    assert fields["kind"]["enum"] == list(KINDS)
+    assert {"enum": list(SPLITS), "type": "string"} in fields["split"]["anyOf"]
+    assert fields["held_out_share"]["anyOf"][0] == {
+        **{"exclusiveMinimum": 0, "exclusiveMaximum": 1, "type": "number"}
+    }
+
+
+def test_estimates_know_how_many_rows_an_import_gives(data_folder: Path) -> None:
+    """Against the public files, to a tenth; the parts add up."""
+    files = {
+        "hh-rlhf": "hh-rlhf/helpful-base.jsonl.gz",
+        "pandalm": "pandalm/testset-v1.json",
+        "oasst": "oasst/en_100_tree.jsonl.gz",
+    }
+    assert list(files) == list(FORMATS)
+    for name, path in files.items():
+        file = data_folder / path
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        for kind in KINDS:
+            rows = sum(1 for _ in import_rows(name, file, kind=kind))
+            a_line, _ = SIZE_OF_IMPORT[name][kind]
+            assert a_line * content.count(b"\n") == pytest.approx(rows, rel=0.1)
+    entry = {"import": "oasst", "path": "x", "kind": "prompts", "held_out_share": 0.2}
+    shares = [ImportedData.model_validate(entry | {"split": split}).part for split in SPLITS]
+    assert shares == pytest.approx([0.8, 0.2], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("entry", "parts"),
     [
@@ -117,6 +220,30 @@ def test_import_that_leaves_nothing(workspace: Path, cli: Any, hh_rlhf: Path) ->
         ({"testbed": "prompts", "rows": 5, "options": {"seed": 1}}, ["options.seed: unknown key"]),
         ({"testbed": "prompts", "rows": "5"}, ["data.talks.rows: ", "integer", "'5'"]),
         ({"import": "hh", "path": "talks.jsonl", "kind": "dialogues"}, ["data.talks.import: ", "hh-rlhf"]),
+        (
+            {
+                "import": "oasst",
+                "path": "talks.jsonl",
+                "kind": "prompts",
+                "split": "test",
+                "held_out_shar": 1,
+            },
+            ["data.talks.split: ", "'train' or 'held_out'", "held_out_shar: unknown key", '"held_out_share"'],
+        ),
+        (
+            {"import": "oasst", "path": "talks.jsonl", "kind": "prompts", "held_out_share": 0.5},
+            ["data.talks: held_out_share has no effect without split; add split: train or split: held_out"],
+        ),
+        (
+            {
+                "import": "oasst",
+                "path": "talks.jsonl",
+                "kind": "prompts",
+                "split": "train",
+                "held_out_share": 1,
+            },
+            ["data.talks.held_out_share: Input should be less than 1 (found 1)"],
+        ),
         ({"import": "hh-rlhf", "path": "gone.gz", "kind": "talks"}, ["data.talks.kind: ", "dialogues"]),
         ({"import": "hh-rlhf", "path": "gone.gz", "kind": "dialogues"}, ["data.talks.path: no such file"]),
         ({"path": "talks.jsonl", "row": 5}, ["data.talks.row: unknown key", "allowed: path"]),

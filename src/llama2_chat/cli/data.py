@@ -92,7 +92,7 @@ def import_file(
     kind: Annotated[Kind, typer.Option(help="What to make of each row")],
     domain: Annotated[
         Domain | None,
-        typer.Option(help="safety tags dialogues and prompts is_safety; default: by the set's name"),
+        typer.Option(help="safety tags dialogues and prompts is_safety; default: the set's own"),
     ] = None,
     split: Annotated[
         Split | None, typer.Option(help="One of two parts that share no first user message; default: both")

@@ -144,9 +144,7 @@ def _make(
     is_safety = domain == "safety"
     prompt = tuple(Message(role, text.strip()) for role, text in candidate.prompt)
     # Both answers are checked whatever the kind, so that a file is good for every kind or for none.
-    chosen, rejected = (
-        Message("assistant", text.strip()) for text in (candidate.chosen, candidate.rejected)
-    )
+    chosen, rejected = (Message("assistant", text.strip()) for text in (candidate.chosen, candidate.rejected))
     if kind == "dialogues":
         return Dialogue((*prompt, chosen), is_safety=is_safety, id=identity, source=source)
     if kind == "prompts":

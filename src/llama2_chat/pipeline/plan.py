@@ -32,13 +32,14 @@ from llama2_chat.settings import StrictModel
 from llama2_chat.stage import STAGE_KINDS, EventLog, StageDirectory
 
 _TOKENS_PER_GENERATED_ROW = 40
-_SIZE_OF_IMPORT: dict[FormatName, dict[Kind, tuple[float, float]]] = {
+SIZE_OF_IMPORT: dict[FormatName, dict[Kind, tuple[float, float]]] = {
     "hh-rlhf": {"preferences": (1.0, 1.0), "dialogues": (1.0, 0.5), "prompts": (1.0, 0.25)},
-    "pandalm": {"preferences": (1 / 12, 0.7), "dialogues": (1 / 12, 0.4), "prompts": (1 / 12, 0.2)},
+    "pandalm": {"preferences": (1 / 15, 0.7), "dialogues": (1 / 15, 0.4), "prompts": (1 / 15, 0.2)},
     "oasst": {"preferences": (7.5, 2.1), "dialogues": (1.0, 0.2), "prompts": (4.8, 0.5)},
 }
 """Rows a line of the file, and text a byte of it, about as in the public sets: a row of HH-RLHF holds the dialogue
-twice, with either answer; a row of PandaLM stands on 12 lines; a tree of OpenAssistant gives many pairs."""
+twice, with either answer; a row of PandaLM stands on 12 lines, and a fifth of the rows is dropped; a tree of
+OpenAssistant gives many pairs."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _data_size(recipe: Recipe, config: Any) -> tuple[float, float]:
             of_file, in_file = data_size(recipe.folder / entry.path)
             used, share = in_file, 1.0
             if isinstance(entry, ImportedData):
-                a_line, share = _SIZE_OF_IMPORT[entry.format][entry.kind]
+                a_line, share = SIZE_OF_IMPORT[entry.format][entry.kind]
                 in_file *= a_line
                 used = min(max(in_file * entry.part - entry.offset, 0.0), entry.limit or in_file)
             rows += used
