@@ -55,13 +55,10 @@ def test_each_reward_model_is_best_at_home(run: Path, home: str, guest: str, dom
 
 def test_the_safety_loss_puts_unsafe_responses_below_a_half_and_safe_ones_above(run: Path) -> None:
     """Table 29 goes by recall alone; without the loss nothing ties the scores to 0.5, so both sides are counted."""
-    errors = {}
-    for stage in ("safety_without_loss", SAFETY):
-        found = scored(run, stage, "safety")
-        missed = 1 - mean(found.below_half(safe=False))
-        errors[stage] = (missed + mean(found.below_half(safe=True))) / 2
-    assert errors[SAFETY] < 0.05
-    assert errors["safety_without_loss"] > errors[SAFETY] + 0.02
+    without, ours = (scored(run, stage, "safety") for stage in ("safety_without_loss", SAFETY))
+    assert mean(ours.below_half(safe=False)) > 0.95
+    assert mean(ours.below_half(safe=True)) < 0.02
+    assert mean(without.below_half(safe=True)) > 0.03
 
 
 def test_margins_push_scores_apart(run: Path) -> None:
@@ -73,9 +70,10 @@ def test_margins_push_scores_apart(run: Path) -> None:
 
 
 def test_the_tables_of_one_seed_can_be_printed(run: Path) -> None:
-    """Seven accuracies each with its interval, beside them differences without an interval over seeds."""
+    """Two tables of margins, three of the safety loss, one crosswise; one seed has no interval over seeds."""
     printed = tables(run)
-    assert printed.count("\n|---") == 6 - 1
+    assert printed.count("\n|---|") == 6
+    assert printed.count(" | - |\n") == 2 * 5 + 4 + 4
     average_cell = accuracy_row(average(scored(run, SAFETY, "safety")))["accuracy"]
     assert f"{average_cell:.3f} (" in printed
 
