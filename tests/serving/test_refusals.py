@@ -68,7 +68,8 @@ def test_a_reason_quotes_no_megabytes(serve) -> None:
         ({"prompts": []}, '"query" is missing'),
         ({"query": ["<s>[INST] a [/INST] b </s>", 3]}, "query[1] must be a string, found a number"),
         ({"query": ["<s>[INST] a [/INST] b </s>", "hello"]}, "query[1]: not in this model's chat format"),
-        ({"query": ["<s>[INST] " + "no " * 900]}, f"tokens; the model takes {MAX_TOKENS}"),
+        ({"query": ["<s>[INST] a </s>"]}, "query[0]: a turn has no answer: [/INST] is not in it"),
+        ({"query": ["<s>[INST] [/INST] " + "no " * 900]}, f"tokens; the model takes {MAX_TOKENS}"),
         ({"query": ["<s>[INST] " + "no " * 1200]}, "query[0] has 3610 characters; at most 3000"),
     ],
 )

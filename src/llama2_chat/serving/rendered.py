@@ -19,7 +19,7 @@ from llama2_chat.dialogue import Message, messages_to_rows
 from llama2_chat.errors import UserInputError
 from llama2_chat.tokenizers import ChatTokenizer, control_pieces
 
-_TURN = "[INST]"
+_TURN, _ANSWER = "[INST]", "[/INST]"
 
 
 class RenderedText:
@@ -81,6 +81,8 @@ class RenderedText:
             )
         ids: list[int] = []
         for turn in self._boundary.split(text):
+            if _ANSWER not in turn:
+                raise UserInputError(f"a turn has no answer: {_ANSWER} is not in it")
             ids += [self._bos_id, *self._tokenizer.encode(turn), self._stop_id]
         return ids
 
