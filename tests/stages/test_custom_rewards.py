@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from own_rewards import BREVITY, few_prompts, metrics_of, written
 from score_server import scores_of
 
 from llama2_chat.cli.main import run_command
@@ -15,39 +16,6 @@ from llama2_chat.jsonl import read_rows
 from llama2_chat.pipeline.plan import make_plan
 from llama2_chat.pipeline.recipe import load_recipe
 from llama2_chat.pipeline.run import Selection
-
-BREVITY = '''
-def brevity(dialogues):
-    """The shorter the better; anything under {most} characters is as good."""
-    return [-max(len(dialogue[-1]["content"]), {most}) / 10 for dialogue in dialogues]
-
-
-def carefulness(dialogues):
-    return [1.0 if "a" in dialogue[-1]["content"] else -1.0 for dialogue in dialogues]
-
-
-def broken(dialogues):
-    return [1 / 0 for dialogue in dialogues]
-
-
-def too_few(dialogues):
-    return [0.0] * (len(dialogues) - 1)
-
-
-def not_finite(dialogues):
-    return [0.0, float("nan")] + [0.0] * (len(dialogues) - 2)
-
-
-def nothing(dialogues):
-    pass
-
-
-def words(dialogues):
-    return ["good" for _ in dialogues]
-
-
-constant = 3.0
-'''
 
 
 @pytest.fixture
@@ -64,24 +32,6 @@ def module_of(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def module(request: pytest.FixtureRequest) -> str:
     return module_of(request)
-
-
-def written(config, folder: Path, world: Path, **changes) -> Path:
-    """The stage's configuration as a user writes it: a mapping in a YAML file."""
-    head = {"base_model": {"path": str(world / "base")}, "seed": 1, "device": "cpu"}
-    file = folder / "stage.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json") | head | changes))
-    return file
-
-
-def few_prompts(world: Path, folder: Path, count: int = 24) -> list[str]:
-    file = folder / "few.jsonl"
-    file.write_text("".join((world / "prompts.jsonl").read_text().splitlines(keepends=True)[:count]))
-    return [str(file)]
-
-
-def metrics_of(folder: Path) -> dict:
-    return json.loads((folder / "done.json").read_text())["metrics"]
 
 
 @pytest.fixture
