@@ -41,6 +41,12 @@ def test_responses_below_a_half_are_counted_by_their_own_label() -> None:
     """Unsafe: scores -1, -0.5, 0.5. Safe: 2, 1, 1. The last pair has no labels."""
     assert FOUND.below_half(safe=False) == [1.0, 1.0, 0.0]
     assert FOUND.below_half(safe=True) == [0.0, 0.0, 0.0]
+    # Half of the safe ones are below 1: none, with the tie; a threshold of 1 finds all three unsafe ones.
+    assert FOUND.found_at(0.5) == 1.0
+    low = Scored(PAIRS, [0.2, 0.7, 0.4, 0.0], [0.1, 0.3, 0.6, 0.0])
+    # Safe: 0.2, 0.3, 0.7; unsafe: 0.1, 0.4, 0.6. A third of the safe ones are below 0.3.
+    assert low.found_at(0.34) == pytest.approx(1 / 3)
+    assert low.found_at(0.67) == 1.0
     assert FOUND.distance == pytest.approx((3 + 0 + 1 + 3) / 4)
 
 
