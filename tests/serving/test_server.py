@@ -241,6 +241,20 @@ def test_a_signal_during_work_loses_nothing_that_was_accepted(start: Start, offl
     assert "Traceback" not in log
 
 
+def test_a_client_that_does_not_read_its_answer_keeps_the_server_from_nothing(start: Start) -> None:
+    """An answer of megabytes, more than the system buffers, into a socket that takes next to nothing."""
+    server = start("--max-dialogues", "30000", "--max-body-bytes", "10000000", "--queue-tokens", "10000000")
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        deaf.connect(("127.0.0.1", server.port))
+        body = json.dumps({"dialogues": [dialogue(random.Random(5), 1)] * 30_000}).encode()
+        deaf.sendall(headers_of(len(body)) + body)
+        deaf.settimeout(60)
+        assert deaf.recv(15).startswith(b"HTTP/1.1 200 ")
+        server.process.terminate()
+        assert server.process.wait(20) == 143
+
+
 def test_a_second_signal_stops_at_once(start: Start) -> None:
     server = start("--queue-tokens", "10000000", "--body-timeout", "600")
     waiting = socket.create_connection(("127.0.0.1", server.port))

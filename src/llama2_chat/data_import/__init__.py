@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from llama2_chat.data_import.candidates import Format, import_as
+from llama2_chat.data_import.candidates import Format, imported, in_split
 from llama2_chat.data_import.hh_rlhf import HH_RLHF
 from llama2_chat.data_import.oasst import OASST
 from llama2_chat.data_import.pandalm import PANDALM
 from llama2_chat.data_import.report import KINDS, SPLITS, ImportReport, Kind, Split
-from llama2_chat.data_import.split import DEFAULT_HELD_OUT_SHARE
+from llama2_chat.data_import.split import DEFAULT_HELD_OUT_SHARE, check_share
 from llama2_chat.dialogue import Dialogue, Domain, Preference, Prompt
 from llama2_chat.errors import UserInputError, did_you_mean
 
@@ -71,15 +71,23 @@ def import_rows(
     if format_ not in FORMATS:
         hint = did_you_mean(format_, FORMATS)
         raise UserInputError(f'format "{format_}" unknown; one of {", ".join(FORMATS)}{hint}')
-    return import_as(
-        FORMATS[format_],
-        file,
-        kind=kind,
-        domain=domain,
-        split=split,
-        held_out_share=held_out_share,
-        report=report,
-    )
+    if kind not in KINDS:
+        raise UserInputError(f'kind "{kind}" unknown; one of {", ".join(KINDS)}')
+    if split is not None and split not in SPLITS:
+        raise UserInputError(f'split "{split}" unknown; one of {", ".join(SPLITS)}')
+    file, chosen = Path(file), FORMATS[format_]
+    report = report if report is not None else ImportReport()
+    report.domain = domain or chosen.domain_of(file)
+    report.unit = chosen.units.get(kind, "rows")
+    if split is not None:
+        report.split = split
+        report.held_out_share = DEFAULT_HELD_OUT_SHARE if held_out_share is None else held_out_share
+        check_share(report.held_out_share)
+    elif held_out_share is not None:
+        raise UserInputError(
+            "a held-out share without a split has no effect; name the split, train or held_out"
+        )
+    return in_split(imported(chosen, file, kind, report), report)
 
 
 import_hh_rlhf = partial(import_rows, "hh-rlhf")

@@ -10,15 +10,12 @@ from llama2_chat.data_import.json_array import read_array
 from llama2_chat.data_import.report import (
     EMPTY_ANSWER,
     IDENTICAL,
-    KINDS,
-    SPLITS,
     ImportReport,
     Kind,
-    Split,
 )
-from llama2_chat.data_import.split import DEFAULT_HELD_OUT_SHARE, check_share, is_held_out
+from llama2_chat.data_import.split import is_held_out
 from llama2_chat.dialogue import CHAT_TAGS, Dialogue, Domain, Message, Preference, Prompt, Rating, Role, Row
-from llama2_chat.errors import DataFormatError, UserInputError
+from llama2_chat.errors import DataFormatError
 from llama2_chat.jsonl import read_rows
 
 Turn = tuple[Role, str]
@@ -67,39 +64,10 @@ def holds_chat_tag(*texts: str) -> bool:
     return any(tag in text for tag in CHAT_TAGS for text in texts)
 
 
-def import_as(
-    format_: Format,
-    file: Path | str,
-    *,
-    kind: Kind,
-    domain: Domain | None = None,
-    split: Split | None = None,
-    held_out_share: float | None = None,
-    report: ImportReport | None = None,
-) -> Iterator[Dialogue | Preference | Prompt]:
-    """Rows of a file of another format; see `llama2_chat.data_import.import_rows`."""
-    file = Path(file)
-    if kind not in KINDS:
-        raise UserInputError(f'kind "{kind}" unknown; one of {", ".join(KINDS)}')
-    if split is not None and split not in SPLITS:
-        raise UserInputError(f'split "{split}" unknown; one of {", ".join(SPLITS)}')
-    report = report if report is not None else ImportReport()
-    report.domain = domain or format_.domain_of(file)
-    report.unit = format_.units.get(kind, "rows")
-    if split is not None:
-        report.split = split
-        report.held_out_share = DEFAULT_HELD_OUT_SHARE if held_out_share is None else held_out_share
-        check_share(report.held_out_share)
-    elif held_out_share is not None:
-        raise UserInputError(
-            "a held-out share without a split has no effect; name the split, train or held_out"
-        )
-    return _in_split(_imported(format_, file, kind, report), report)
-
-
-def _in_split(
+def in_split(
     rows: Iterator[Dialogue | Preference | Prompt], report: ImportReport
 ) -> Iterator[Dialogue | Preference | Prompt]:
+    """Those of the rows that are in the part that `report` names, counted there; all where it names none."""
     for row in rows:
         if report.split is not None:
             assert report.held_out_share is not None  # set together
@@ -110,9 +78,10 @@ def _in_split(
         yield row
 
 
-def _imported(
+def imported(
     format_: Format, file: Path, kind: Kind, report: ImportReport
 ) -> Iterator[Dialogue | Preference | Prompt]:
+    """The usable rows of a file, as the kind of row that is asked for; `report` counts what was read and dropped."""
     name = file.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
     for number, row in _rows(format_, file):
         try:

@@ -114,7 +114,8 @@ class _Server(uvicorn.Server):
         while self._service.in_progress:
             await asyncio.sleep(0.1)
         await asyncio.sleep(_SECONDS_TO_READ)
-        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -11,8 +11,9 @@ import hmac
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama2_chat.errors import UserInputError
@@ -83,40 +84,35 @@ class ScoringService:
             RequestError: it is refused, `place` is what the reason calls the parts of the body; or scoring failed.
             ClientGoneError: whoever asked has hung up.
         """
+        with self._in_progress():
+            self._check_open()
+            self.batcher.check_room()
+            body = await self._read(receive, content_length)
+            held = len(body)
+            try:
+                items = await self._in_encoder(parse, bytes(body), self.limits)
+                del body
+                encoded: list[EncodedDialogue] = []
+                while len(encoded) < len(items):
+                    encoded += await self._in_encoder(_encode_some, encode, items, place, len(encoded))
+                future = self.batcher.submit(encoded)
+            finally:
+                self._bodies.give_back(held)
+            try:
+                return await _unless_gone(future, receive)
+            except ClientGoneError:
+                raise
+            except Exception as error:
+                # The batcher has told the log.
+                raise RequestError(500, "scoring failed; the server's log says where") from error
+
+    @contextmanager
+    def _in_progress(self) -> Iterator[None]:
         self.in_progress += 1
         try:
-            return await self._scored(receive, content_length, parse, encode, place)
+            yield
         finally:
             self.in_progress -= 1
-
-    async def _scored(
-        self,
-        receive: Receive,
-        content_length: int | None,
-        parse: Callable[[bytes, Limits], Sequence[_Parsed]],
-        encode: Callable[[_Parsed], EncodedDialogue],
-        place: str,
-    ) -> list[Score]:
-        self._check_open()
-        self.batcher.check_room()
-        body = await self._read(receive, content_length)
-        held = len(body)
-        try:
-            items = await self._in_encoder(parse, bytes(body), self.limits)
-            del body
-            encoded: list[EncodedDialogue] = []
-            while len(encoded) < len(items):
-                encoded += await self._in_encoder(_encode_some, encode, items, place, len(encoded))
-            future = self.batcher.submit(encoded)
-        finally:
-            self._bodies.give_back(held)
-        try:
-            return await _unless_gone(future, receive)
-        except ClientGoneError:
-            raise
-        except Exception as error:
-            # The batcher has told the log.
-            raise RequestError(500, "scoring failed; the server's log says where") from error
 
     def stop_reading(self) -> None:
         """Refuse what is new and give bodies that are still arriving a last moment; call it in the event loop."""
