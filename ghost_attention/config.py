@@ -6,7 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from llama2_chat.settings import DataReference, ModelReference, SamplingConfig, StrictModel
+from llama2_chat.settings import (
+    DataReference,
+    DialoguesReference,
+    ModelReference,
+    SamplingConfig,
+    StrictModel,
+)
 from llama2_chat.sft.config import SftTraining
 
 
@@ -15,7 +21,9 @@ class GhostAttentionConfig(StrictModel):
 
     kind: Literal["ghost_attention"] = "ghost_attention"
     policy: ModelReference = Field(description="The latest RLHF model: sampled from, then fine-tuned")
-    dialogues: list[DataReference] = Field(min_length=1, description="Multi-turn dialogues: the user's side")
+    dialogues: list[DialoguesReference] = Field(
+        min_length=1, description="Multi-turn dialogues: the user's side"
+    )
     instructions: list[DataReference] = Field(min_length=1, description="What is to be kept throughout")
     history: Literal["resampled", "original"] = Field(
         "resampled", description="Whether the earlier answers are sampled too or stay the dialogue's own"
@@ -26,7 +34,7 @@ class GhostAttentionConfig(StrictModel):
         "last_answer", description="`all_answers` is the control: nothing else differs"
     )
     sampling: SamplingConfig = SamplingConfig(temperature=1.0)
-    sft_dialogues: list[DataReference] = Field(
+    sft_dialogues: list[DialoguesReference] = Field(
         default_factory=list,
         description="Mixed into the fine-tuning: data entries, or earlier stages, which stand for what they kept",
     )

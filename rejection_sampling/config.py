@@ -6,7 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from llama2_chat.settings import DataReference, ModelReference, RewardReference, SamplingConfig, StrictModel
+from llama2_chat.settings import (
+    DataReference,
+    DialoguesReference,
+    ModelReference,
+    RewardReference,
+    SamplingConfig,
+    StrictModel,
+)
 from llama2_chat.sft.config import SftTraining
 
 
@@ -28,7 +35,7 @@ class RejectionSamplingConfig(StrictModel):
     )
     start_from: Literal["base", "policy"] = Field("base", description="What the fine-tuning starts from")
     base: ModelReference = "base"
-    sft_dialogues: list[DataReference] = Field(
+    sft_dialogues: list[DialoguesReference] = Field(
         default_factory=list,
         description="Mixed into the fine-tuning: data entries, or earlier stages, which stand for what they kept",
     )

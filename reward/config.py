@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from llama2_chat.dialogue import RATINGS
-from llama2_chat.settings import DataReference, ModelReference, StrictModel, TrainingConfig
+from llama2_chat.settings import ModelReference, PreferencesReference, StrictModel, TrainingConfig
 
 _OTHER_SHARE = {"helpfulness": 0.5, "safety": 0.1}
 """§3.2.2: as much other data as helpfulness data; 10 % helpfulness data beside the safety data."""
@@ -33,10 +33,10 @@ class RewardConfig(StrictModel):
 
     kind: Literal["reward"] = "reward"
     model: ModelReference = Field(description="Chat checkpoint that the reward model starts from")
-    preferences: list[DataReference] = Field(
+    preferences: list[PreferencesReference] = Field(
         min_length=1, description="Pairs that are all trained on: those of the domain"
     )
-    other_preferences: list[DataReference] = Field(
+    other_preferences: list[PreferencesReference] = Field(
         default_factory=list, description="Pairs of other domains, of which a share is drawn at random"
     )
     other_share: float | None = Field(
@@ -46,7 +46,7 @@ class RewardConfig(StrictModel):
         description="Share of the whole training set that is drawn from other_preferences, uniformly over all their "
         "usable pairs; default 0.5 for helpfulness, 0.1 for safety",
     )
-    held_out: list[DataReference] = Field(
+    held_out: list[PreferencesReference] = Field(
         default_factory=list, description="Pairs that accuracy is measured on, never trained on"
     )
     domain: Literal["helpfulness", "safety"]

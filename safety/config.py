@@ -7,7 +7,14 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from llama2_chat.dialogue import refuse_chat_tags
-from llama2_chat.settings import DataReference, ModelReference, RewardReference, SamplingConfig, StrictModel
+from llama2_chat.settings import (
+    DataReference,
+    DialoguesReference,
+    ModelReference,
+    RewardReference,
+    SamplingConfig,
+    StrictModel,
+)
 from llama2_chat.sft.config import SftTraining
 
 
@@ -37,7 +44,7 @@ class ContextDistillationConfig(StrictModel):
         "better", description="`better`: only where the safety score is above the answer's without preprompt"
     )
     sampling: SamplingConfig = SamplingConfig(temperature=1.0)
-    sft_dialogues: list[DataReference] = Field(
+    sft_dialogues: list[DialoguesReference] = Field(
         default_factory=list,
         description="Mixed into the fine-tuning: data entries, or earlier stages, which stand for what they kept",
     )

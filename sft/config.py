@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from llama2_chat.settings import DataReference, ModelReference, PackedTraining, StrictModel
+from llama2_chat.settings import DialoguesReference, ModelReference, PackedTraining, StrictModel
 
 MOST_REPEATS = 100
 """A weight above this, or a count of more passes over its file, is a slip of the pen."""
@@ -25,14 +25,14 @@ class SftConfig(StrictModel):
 
     kind: Literal["sft"] = "sft"
     model: ModelReference = "base"
-    dialogues: list[DataReference] = Field(min_length=1)
+    dialogues: list[DialoguesReference] = Field(min_length=1)
     weights: list[float] | None = Field(
         None, description="How often each file's dialogues occur: 0.5 a random half, 2 twice; default once"
     )
     counts: list[Annotated[int, Field(ge=0)] | None] | None = Field(
         None, description="Instead of weights: how many dialogues to draw from each file; null takes all"
     )
-    held_out: list[DataReference] = Field(
+    held_out: list[DialoguesReference] = Field(
         default_factory=list, description="Dialogues that the loss is measured on, before and after"
     )
     evaluation_steps: int | None = Field(

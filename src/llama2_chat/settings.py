@@ -19,11 +19,19 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+RowKind = Literal["dialogues", "preferences", "samples"]
+"""What stages make for later ones, beside models."""
+
+
 @dataclass(frozen=True)
 class Reference:
-    """Marks a configuration field that names an earlier stage's model (or the base), or a data set."""
+    """Marks a configuration field that names an earlier stage's model (or the base), or a data set.
+
+    `rows` says what a data set holds, where an earlier stage may have made it.
+    """
 
     kind: Literal["model", "data"]
+    rows: RowKind | None = None
 
 
 ModelReference = Annotated[str, Reference("model")]
@@ -31,6 +39,12 @@ ModelReference = Annotated[str, Reference("model")]
 
 DataReference = Annotated[str, Reference("data")]
 """In a recipe: the name of an entry of `data`. In a single-stage configuration: a JSONL file."""
+
+DialoguesReference = Annotated[str, Reference("data", "dialogues")]
+PreferencesReference = Annotated[str, Reference("data", "preferences")]
+SamplesReference = Annotated[str, Reference("data", "samples")]
+"""Like `DataReference`; in a recipe also what an earlier stage made: `STAGE` is its dataset, `STAGE.PART` another of
+its files (`StageKind.makes`)."""
 
 
 class CallableSource(StrictModel):

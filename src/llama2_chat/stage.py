@@ -10,15 +10,15 @@ import datetime
 import importlib
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from llama2_chat.distributed import is_main_process
 from llama2_chat.errors import UserInputError, did_you_mean
 from llama2_chat.files import remove
-from llama2_chat.settings import RunSettings, StrictModel
+from llama2_chat.settings import RowKind, RunSettings, StrictModel
 
 _OPTIMISER_FILES = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin")
 _PROGRESS = ("text", *(f"checkpoint-*/{pattern}" for pattern in _OPTIMISER_FILES))
@@ -144,6 +144,17 @@ class StageDirectory:
 
 
 @dataclass(frozen=True)
+class MadeData:
+    """Rows that a stage leaves beside its model for later stages to read."""
+
+    file: str
+    rows: RowKind
+
+
+_DATA_MAKER = {"": MadeData("dataset.jsonl", "dialogues"), "samples": MadeData("samples.jsonl", "samples")}
+
+
+@dataclass(frozen=True)
 class StageKind:
     """One kind of stage: where its configuration class and its function are, and what it leaves."""
 
@@ -151,11 +162,16 @@ class StageKind:
     config_class: str
     run_function: str
     produces: Literal["policy", "reward_model"] = "policy"
-    makes_dataset: bool = False
+    makes: Mapping[str, MadeData] = field(default_factory=dict)
+    """By part: recipes name the part "" by the stage's name alone, "samples" as `STAGE.samples`."""
     makes_base: bool = False
     """Starts from no model; a recipe's `base_model` may name such a stage."""
     many_processes: bool = False
     """Several processes may share the work (`distributed.py`)."""
+
+    def data_names(self, stage: str) -> dict[str, MadeData]:
+        """What recipes call the data that a stage of this kind and this name makes."""
+        return {f"{stage}.{part}" if part else stage: made for part, made in self.makes.items()}
 
     def load_config_class(self) -> type[StrictModel]:
         """The pydantic class of the stage's mapping (imports no training code)."""
@@ -189,20 +205,20 @@ STAGE_KINDS: dict[str, StageKind] = {
             "rejection_sampling",
             "llama2_chat.rejection_sampling.config:RejectionSamplingConfig",
             "llama2_chat.rejection_sampling.build:run_stage",
-            makes_dataset=True,
+            makes=_DATA_MAKER,
         ),
         StageKind("ppo", "llama2_chat.ppo.config:PpoConfig", "llama2_chat.ppo.train:run_stage"),
         StageKind(
             "ghost_attention",
             "llama2_chat.ghost_attention.config:GhostAttentionConfig",
             "llama2_chat.ghost_attention.build:run_stage",
-            makes_dataset=True,
+            makes=_DATA_MAKER,
         ),
         StageKind(
             "context_distillation",
             "llama2_chat.safety.config:ContextDistillationConfig",
             "llama2_chat.safety.build:run_stage",
-            makes_dataset=True,
+            makes=_DATA_MAKER,
         ),
     )
 }

@@ -21,8 +21,8 @@ from pydantic import Field
 
 from llama2_chat import interruption
 from llama2_chat.files import atomic_path, read_json, remove, write_json, write_text
-from llama2_chat.settings import DataReference, ModelReference, RunSettings, StrictModel
-from llama2_chat.stage import STAGE_KINDS, Metrics, StageDirectory, StageKind
+from llama2_chat.settings import DataReference, DialoguesReference, ModelReference, RunSettings, StrictModel
+from llama2_chat.stage import STAGE_KINDS, MadeData, Metrics, StageDirectory, StageKind
 
 
 class FakeTraining(StrictModel):
@@ -48,7 +48,7 @@ class FakeMakerConfig(FakePolicyConfig):
     """A policy that makes data first."""
 
     kind: Literal["fake_maker"] = "fake_maker"  # type: ignore[assignment]
-    sft_dialogues: list[DataReference] = Field(default_factory=list)
+    sft_dialogues: list[DialoguesReference] = Field(default_factory=list)
 
 
 class FakeRewardConfig(StrictModel):
@@ -75,7 +75,14 @@ KINDS = {
     ),
     "fake_policy": StageKind("fake_policy", "fake_stages:FakePolicyConfig", "fake_stages:run_stage"),
     "fake_maker": StageKind(
-        "fake_maker", "fake_stages:FakeMakerConfig", "fake_stages:run_stage", makes_dataset=True
+        "fake_maker",
+        "fake_stages:FakeMakerConfig",
+        "fake_stages:run_stage",
+        makes={
+            "": MadeData("dataset.jsonl", "dialogues"),
+            "others": MadeData("others.jsonl", "dialogues"),
+            "samples": MadeData("samples.jsonl", "samples"),
+        },
     ),
     "fake_reward": StageKind(
         "fake_reward", "fake_stages:FakeRewardConfig", "fake_stages:run_stage", produces="reward_model"
@@ -105,6 +112,7 @@ def run_stage(config: Config, settings: RunSettings, directory: StageDirectory) 
         (temporary / "weights.txt").write_text(f"{value}\n")
     if config.kind == "fake_maker":
         write_text(directory.dataset, json.dumps({"value": value}) + "\n")
+        write_text(directory.path / "others.jsonl", json.dumps({"value": value + 1}) + "\n")
     remove(directory.checkpoints)
     return {"final": value}
 

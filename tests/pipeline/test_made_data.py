@@ -47,6 +47,16 @@ def test_what_was_made_counts_as_an_input(makers: None, workspace: Path, cli: An
     assert json.loads(Path("out/stages/05-later/done.json").read_text())["metrics"] != first["metrics"]
 
 
+def test_a_part_of_what_was_made_is_named_after_a_dot(
+    makers: None, workspace: Path, cli: Any, change: Change
+) -> None:
+    change("stages.later.sft_dialogues", ["maker.others"])
+    run(cli)
+    later = Path("out/stages/05-later")
+    (file,) = yaml.safe_load((later / "config.yaml").read_text())["sft_dialogues"]
+    assert (later / file).resolve() == Path("out/stages/04-maker/others.jsonl").resolve()
+
+
 def test_an_entry_of_that_name_comes_first(makers: None, workspace: Path, cli: Any, change: Change) -> None:
     change("data.maker", "talks.jsonl")
     run(cli)
@@ -65,7 +75,12 @@ def test_the_plan_and_its_configurations_know_it(makers: None, workspace: Path, 
     ("key", "value", "parts"),
     [
         ("stages.maker.sft_dialogues", ["later"], ['no data entry "later"', "talks, pairs"]),
-        ("stages.later.sft_dialogues", ["first"], ['no data entry "first"', "talks, pairs, maker"]),
+        (
+            "stages.later.sft_dialogues",
+            ["first"],
+            ['no data entry "first"', "talks, pairs, maker, maker.others"],
+        ),
+        ("stages.later.sft_dialogues", ["maker.samples"], ['no data entry "maker.samples"']),
         ("stages.later.dialogues", ["maker"], ['no data entry "maker"', "talks, pairs"]),
     ],
 )

@@ -23,7 +23,7 @@ KINDS = ["pretrain", "sft", "reward", "rejection_sampling", "ppo", "ghost_attent
 def test_real_kinds() -> None:
     assert [name for name in STAGE_KINDS if not name.startswith("fake_")] == KINDS
     assert {name for name in KINDS if STAGE_KINDS[name].produces == "reward_model"} == {"reward"}
-    assert {name for name in KINDS if STAGE_KINDS[name].makes_dataset} == set(DATA_MAKERS)
+    assert {name for name in KINDS if STAGE_KINDS[name].makes} == set(DATA_MAKERS)
     assert {name for name in KINDS if STAGE_KINDS[name].makes_base} == {"pretrain"}
 
 

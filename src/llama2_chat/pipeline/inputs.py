@@ -26,10 +26,11 @@ class Inputs:
         for known_as in [name, *(["base"] if name == recipe.base_stage else [])]:
             self.paths[f"model:{known_as}"] = str(directory.model)
             self.hashes[f"model:{known_as}"] = fingerprint
-        if STAGE_KINDS[recipe.kind_of(name)].makes_dataset and name not in recipe.data:
-            made = directory.dataset
-            self.paths[f"data:{name}"] = str(made)
-            self.hashes[f"data:{name}"] = sha256_of(made) if made.exists() else f"{name}: not made yet"
+        for data, made in STAGE_KINDS[recipe.kind_of(name)].data_names(name).items():
+            if data not in recipe.data:
+                file = directory.path / made.file
+                self.paths[f"data:{data}"] = str(file)
+                self.hashes[f"data:{data}"] = sha256_of(file) if file.exists() else f"{data}: not made yet"
 
 
 def base_inputs(recipe: Recipe, run: RunDirectory) -> Inputs:

@@ -89,8 +89,7 @@ def _row(
     inputs = [name for referring in references(config) for name in referring.names]
     inputs += custom_reward_names(config.model_dump())
     output = f"stages/{directory.path.name}/model"
-    if STAGE_KINDS[kind].makes_dataset:
-        output += ", dataset.jsonl"
+    output = ", ".join([output, *(made.file for made in STAGE_KINDS[kind].makes.values())])
     return {
         "stage": name,
         "kind": kind,
@@ -114,7 +113,10 @@ def write_configs(recipe: Recipe, root: Path, folder: Path) -> list[Path]:
     paths = dict(base_inputs(recipe, run).paths)
     paths |= {f"model:{name}": str(run.stage(name).model) for name in recipe.stages}
     paths |= {
-        f"data:{name}": str(run.stage(name).dataset) for name in recipe.stages if name not in recipe.data
+        f"data:{data}": str(run.stage(name).path / made.file)
+        for name in recipe.stages
+        for data, made in STAGE_KINDS[recipe.kind_of(name)].data_names(name).items()
+        if data not in recipe.data
     }
     target, events = folder.resolve(), EventLog(folder.resolve() / "data" / "events.jsonl")
     for name in {

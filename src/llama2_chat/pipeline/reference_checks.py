@@ -83,12 +83,17 @@ def _problems(
 ) -> list[str]:
     """References to what is missing, comes later or is of the wrong sort."""
     problems = []
-    made = [stage for stage in earlier if stage in kinds and STAGE_KINDS[kinds[stage]].makes_dataset]
+    made = {
+        name: data.rows
+        for stage in earlier
+        if stage in kinds
+        for name, data in STAGE_KINDS[kinds[stage]].data_names(stage).items()
+    }
     for referring in found:
         place = f"{key}.{referring.field}"
         for name in referring.names:
             if referring.kind == "data":
-                known = [*data, *(made if referring.field == "sft_dialogues" else [])]
+                known = [*data, *(made_of for made_of, rows in made.items() if rows == referring.rows)]
                 if name not in known:
                     there = f"there are {', '.join(known)}" if known else "there are none"
                     problems.append(f'{place}: no data entry "{name}"{did_you_mean(name, known)}; {there}')

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
-from llama2_chat.settings import Reference, StrictModel
+from llama2_chat.settings import Reference, RowKind, StrictModel
 
 Config = TypeVar("Config", bound=StrictModel)
 _REWARD_MODEL_FIELDS = ("helpfulness", "safety", "value", "independent")
@@ -19,6 +19,8 @@ class Referring:
     field: str
     kind: Literal["policy", "reward_model", "data"]
     names: tuple[str, ...]
+    rows: RowKind | None = None
+    """What the data holds, where an earlier stage may have made it."""
 
 
 def references(config: StrictModel) -> Iterator[Referring]:
@@ -36,7 +38,7 @@ def references_in_mapping(model: type[StrictModel], values: Mapping[Any, Any]) -
             continue
         names = tuple(n for n in (value if isinstance(value, list) else [value]) if isinstance(n, str))
         if reference.kind == "data":
-            yield Referring(name, "data", names)
+            yield Referring(name, "data", names, reference.rows)
         else:
             yield Referring(name, "reward_model" if name in _REWARD_MODEL_FIELDS else "policy", names)
 
