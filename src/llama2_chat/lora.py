@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from transformers import PreTrainedModel
 
 from llama2_chat.errors import UserInputError
@@ -65,6 +68,27 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     """The model inside an adapter's wrapper, its layers adapted; any other model itself."""
     inner: PreTrainedModel = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     return inner
+
+
+@contextmanager
+def merged_meanwhile(model: Any) -> Iterator[None]:
+    """The adapter's product stands in the weights, so that sampling computes no adapter; then they are as before.
+
+    To the bit: subtracting it again would not give the same weights. Costs a second copy of the adapted layers.
+    """
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    before = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                product = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
+                layer.get_base_layer().weight.data = layer.get_base_layer().weight.data + product
+                layer.merged_adapters = list(layer.active_adapters)
+        yield
+    finally:
+        for layer, weight in zip(layers, before, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters = []
 
 
 def merged(model: Any, adapter: Path | None = None) -> PreTrainedModel:

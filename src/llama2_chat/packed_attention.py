@@ -33,13 +33,14 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
 
     Nothing changes in what the model computes, with a cache, a padding mask or gradient checkpointing neither.
     """
-    if model.device.type != "cpu" or not _has_plain_causal_attention(model.config):
+    if model.device.type != "cpu" or not has_plain_causal_attention(model.config):
         return False
     model.set_attn_implementation(PACKED_ATTENTION)
     return True
 
 
-def _has_plain_causal_attention(config: PretrainedConfig) -> bool:
+def has_plain_causal_attention(config: PretrainedConfig) -> bool:
+    """Whether every layer attends to all that precedes and to nothing else, in an architecture that is known."""
     layer_types = getattr(config, "layer_types", None) or ["full_attention"]
     windowed = getattr(config, "sliding_window", None) is not None and config.model_type == "mistral"
     return (
@@ -53,7 +54,7 @@ def _has_plain_causal_attention(config: PretrainedConfig) -> bool:
 def shares_beginnings(model: PreTrainedModel) -> bool:
     """Whether the model can compute branches: causal attention over all that precedes, with positions that rotate."""
     implementations = (PACKED_ATTENTION, "sdpa", "eager")
-    return _has_plain_causal_attention(model.config) and model.config._attn_implementation in implementations
+    return has_plain_causal_attention(model.config) and model.config._attn_implementation in implementations
 
 
 @dataclass(frozen=True, slots=True)

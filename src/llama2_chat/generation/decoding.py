@@ -116,11 +116,13 @@ def decode(
                 on_leave(batch, row, int(owner[row]))
 
     for step in range(sampling.max_new_tokens):
-        logits = batch.logits
-        chosen = draw(
-            logits, uniforms_BT[owner, step], temperature=sampling.temperature, top_p=sampling.top_p
+        drawn = draw(
+            batch.logits,
+            uniforms_BT[owner, step, None],
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
         )
-        chosen_logprobs = torch.log_softmax(logits, -1).gather(-1, chosen[:, None]).squeeze(1)
+        chosen, chosen_logprobs = (part.squeeze(1) for part in drawn)
         for row, living, token, logprob in zip(
             owner.tolist(), alive.tolist(), chosen.tolist(), chosen_logprobs.tolist(), strict=True
         ):

@@ -15,10 +15,13 @@ from transformers import PreTrainedModel
 
 from llama2_chat import interruption
 from llama2_chat.chat_format import ChatFormat, build_chat_format
+from llama2_chat.generation.cohort import Samples
 from llama2_chat.generation.decoding import decode, feed
 from llama2_chat.generation.engine import Response
 from llama2_chat.generation.growing_cache import growing_cache
 from llama2_chat.generation.sampling import uniforms_for_prompt
+from llama2_chat.generation.shared_decoding import can_share_prompts, sample_in_cohorts
+from llama2_chat.lora import merged_meanwhile
 from llama2_chat.models import load_policy, sampling_dtype
 from llama2_chat.settings import RunSettings, SamplingConfig
 from llama2_chat.tokenizers import load_tokenizer
@@ -37,10 +40,11 @@ class TransformersEngine:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """The model in evaluation mode, without gradients, in the engine's precision."""
+        """The model in evaluation mode, its adapter merged, without gradients, in the engine's precision."""
         self.model.train(False)
         kind = self.model.device.type
-        with torch.no_grad(), torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None):
+        autocast = torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None)
+        with torch.no_grad(), merged_meanwhile(self.model), autocast:
             yield
 
     def generate(
@@ -52,6 +56,8 @@ class TransformersEngine:
         seed: int,
     ) -> list[list[Response]]:
         """See `GenerationEngine.generate`."""
+        if can_share_prompts(self.model):
+            return self._generate_in_cohorts(prompts, samples_per_prompt, sampling, seed)
         responses: list[list[Response]] = [[] for _ in prompts]
         for members, first, count in self._batches(prompts, samples_per_prompt, sampling):
             interruption.raise_if_requested()
@@ -66,6 +72,26 @@ class TransformersEngine:
             for place, index in enumerate(members):
                 responses[index].extend(rows[place * count : (place + 1) * count])
         return responses
+
+    def _generate_in_cohorts(
+        self, prompts: Sequence[Sequence[int]], samples_per_prompt: int, sampling: SamplingConfig, seed: int
+    ) -> list[list[Response]]:
+        samples = [
+            Samples(
+                number,
+                ids,
+                0,
+                uniforms_for_prompt(seed, ids, samples_per_prompt, sampling.max_new_tokens),
+            )
+            for number, ids in enumerate(prompts)
+        ]
+        rows: list[dict[int, Response]] = [{} for _ in prompts]
+        with self.inference():
+            for prompt, number, response in sample_in_cohorts(
+                self.model, samples, sampling, stop_id=self.stop_id, padding_id=self.padding_id
+            ):
+                rows[prompt][number] = response
+        return [[row[number] for number in range(samples_per_prompt)] for row in rows]
 
     def _batches(
         self, prompts: Sequence[Sequence[int]], samples: int, sampling: SamplingConfig
