@@ -159,7 +159,7 @@ def scores_at_ends(
     masked = layout.share and not layout.one_row and has_branches(position_ids)
     mask = tree_mask(position_ids) if masked else None
     # Checkpointing computes the layers a second time, after this function has returned.
-    recomputed = model.training and model.is_gradient_checkpointing
+    recomputed = model.training and model.is_activation_checkpointing
     with (
         _last_layer_at(model, position_ids.shape, rows, ends)
         if layout.share and not recomputed
