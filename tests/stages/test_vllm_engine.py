@@ -249,8 +249,11 @@ def test_loading_another_model_starts_another_server(start, model: Path) -> None
     engine.generate([[1, 9]], samples_per_prompt=1, sampling=SAMPLING, seed=0)
 
 
-@pytest.mark.parametrize("victim", ["client", "launcher"])
-def test_whoever_is_killed_leaves_no_server(interpreter, model, requests_file, victim: str) -> None:
+@pytest.mark.parametrize(("victim", "fault"), [("client", ""), ("client", "stubborn"), ("launcher", "")])
+def test_whoever_is_killed_leaves_no_server(
+    interpreter, model, requests_file, monkeypatch, victim: str, fault: str
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM", fault)
     script = (
         "import sys, time\n"
         "from llama2_chat.generation.vllm_server import VllmServer\n"
