@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2_chat.errors import UserInputError
-from llama2_chat.generation.transformers_engine import load_engine
+from llama2_chat.generation.backends import open_engine
 from llama2_chat.jsonl import read_prompts, read_rows, write_rows
 from llama2_chat.model_card import model_card
 from llama2_chat.rejection_sampling.config import RejectionSamplingConfig
@@ -50,20 +50,23 @@ def _sample(config: RejectionSamplingConfig, settings: RunSettings, directory: S
     prompts = list(chain.from_iterable(read_prompts(Path(file)) for file in config.prompts))
     if not prompts:
         raise UserInputError(f"{', '.join(config.prompts)}: no prompt to sample from")
-    engine, chat_format = load_engine(config.policy, settings)
-    scorer = RewardScorer.from_pretrained(
-        config.helpfulness, config.safety, safety_threshold=config.safety_threshold, device=settings.device
-    )
-    sample_and_score(
-        prompts,
-        engine=engine,
-        chat_format=chat_format,
-        scorer=scorer,
-        config=config,
-        seed=settings.seed,
-        file=directory.samples,
-        description=f"{directory.path.name}: sampling",
-    )
+    with open_engine(config.policy, settings, config.sampling) as (engine, chat_format):
+        scorer = RewardScorer.from_pretrained(
+            config.helpfulness,
+            config.safety,
+            safety_threshold=config.safety_threshold,
+            device=settings.device,
+        )
+        sample_and_score(
+            prompts,
+            engine=engine,
+            chat_format=chat_format,
+            scorer=scorer,
+            config=config,
+            seed=settings.seed,
+            file=directory.samples,
+            description=f"{directory.path.name}: sampling",
+        )
 
 
 def _select(

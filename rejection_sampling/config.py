@@ -11,7 +11,7 @@ from llama2_chat.settings import (
     DialoguesReference,
     ModelReference,
     RewardReference,
-    SamplingConfig,
+    ServedSamplingConfig,
     StrictModel,
 )
 from llama2_chat.sft.config import SftTraining
@@ -28,7 +28,7 @@ class RejectionSamplingConfig(StrictModel):
     )
     prompts: list[DataReference] = Field(min_length=1)
     samples_per_prompt: int = Field(10, ge=1, description="K")
-    sampling: SamplingConfig = SamplingConfig(temperature=1.2)
+    sampling: ServedSamplingConfig = ServedSamplingConfig(temperature=1.2)
     safety_threshold: float = Field(0.15, gt=0.0, lt=1.0)
     select: Literal["best", "random"] = Field(
         "best", description="`random` keeps any sample: the control that shows what selection is worth"

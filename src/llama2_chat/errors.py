@@ -67,6 +67,10 @@ class OutputFolderError(UserInputError, OSError):
         return str(self.args[0]) if self.args else ""
 
 
+class SamplingServerError(Llama2ChatError, RuntimeError):
+    """The server that samples does not start, fails, or answers with what it should not."""
+
+
 class TrainingError(Llama2ChatError, RuntimeError):
     """Training cannot go on, for example because the loss is no longer finite."""
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 
 class StrictModel(BaseModel):
@@ -155,15 +156,87 @@ class RunSettings(StrictModel):
         return self.base_model.gguf_file if path == self.base_model.path else None
 
 
+class VllmConfig(StrictModel):
+    """vLLM's server, in an environment of its own (`make vllm-env`)."""
+
+    python: str = Field(
+        ".venv-vllm/bin/python",
+        description="The interpreter of vLLM's environment, from the current folder",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="Of weights and arithmetic; default: the run's precision"
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=2,
+        description="Most tokens of a prompt and its response together; default: the model's context",
+    )
+    kv_cache_gib: float = Field(4.0, gt=0.0, description="Memory of the key/value cache")
+    start_seconds: float = Field(900.0, gt=0.0, description="How long the start is waited for")
+    timeout_seconds: float = Field(
+        3600.0, gt=0.0, description="How long the samples of one prompt are waited for"
+    )
+
+    @property
+    def interpreter(self) -> Path:
+        """Not resolved: in a virtual environment it is a link, and where the link lies is what counts."""
+        return Path(self.python).expanduser().absolute()
+
+    def missing_environment(self) -> str | None:
+        """What is wrong where there is no such interpreter, and what to do."""
+        if self.interpreter.is_file():
+            return None
+        return (
+            f"no interpreter {self.interpreter}; `make vllm-env` builds vLLM's environment into .venv-vllm, and this "
+            "key names its interpreter"
+        )
+
+
 class SamplingConfig(StrictModel):
     """How responses are sampled from a policy."""
+
+    backends: ClassVar[tuple[str, ...]] = ("transformers",)
+    """Those that the stage can sample with."""
 
     temperature: float = Field(1.0, ge=0.0, description="0 is greedy decoding")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     max_new_tokens: int = Field(512, ge=1)
     token_budget: int = Field(
-        65536, ge=1, description="Most tokens (prompt + response, over all rows) held in one batch's cache"
+        65536,
+        ge=1,
+        description="Most tokens (prompt + response, over all rows) held in one batch's cache; not for vllm",
     )
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers", description="The model in this process, or a vLLM server (rejection_sampling alone)"
+    )
+    vllm: VllmConfig | None = Field(None, description="Settings of the backend vllm")
+
+    @field_validator("backend")
+    @classmethod
+    def _can_serve(cls, backend: str) -> str:
+        if backend not in cls.backends:
+            raise ValueError(
+                f"{backend} samples for rejection_sampling alone; here the model must be in this process: "
+                f"{' or '.join(cls.backends)}, or leave the key out"
+            )
+        return backend
+
+    @model_validator(mode="after")
+    def _room_for_a_prompt(self) -> SamplingConfig:
+        if self.vllm is not None and self.backend != "vllm":
+            raise ValueError("vllm: its settings are given, but backend is transformers; write backend: vllm")
+        longest = self.vllm.max_model_len if self.vllm is not None else None
+        if longest is not None and longest <= self.max_new_tokens:
+            raise ValueError(
+                f"vllm.max_model_len {longest} leaves no room for a prompt and max_new_tokens {self.max_new_tokens}"
+            )
+        return self
+
+
+class ServedSamplingConfig(SamplingConfig):
+    """Sampling for which the model need not be in this process."""
+
+    backends: ClassVar[tuple[str, ...]] = ("transformers", "vllm")
 
 
 class LoraConfig(StrictModel):

@@ -15,6 +15,7 @@ from llama2_chat.pipeline.recipe import Recipe, load_recipe, packaged_recipes
 from llama2_chat.pipeline.stage_config import load_stage_config
 from llama2_chat.pipeline.sweep import load_runs
 from llama2_chat.pipeline.yaml_files import read_mapping
+from llama2_chat.settings import ServedSamplingConfig, VllmConfig
 from llama2_chat.stage import EventLog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +29,14 @@ PAGES = sorted(
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_example_of_a_server_that_samples_is_valid() -> None:
+    (example,) = blocks(ROOT / "docs" / "sampling.md", "yaml")
+    given = yaml.safe_load(example)["sampling"]
+    sampling = ServedSamplingConfig.model_validate(given, strict=True)
+    assert sampling.backend == "vllm"
+    assert set(given["vllm"]) == set(VllmConfig.model_fields)
 
 
 def test_the_example_recipe_is_valid(tmp_path: Path) -> None:

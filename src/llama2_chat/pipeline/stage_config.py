@@ -20,6 +20,7 @@ from llama2_chat.pipeline.problems import validated
 from llama2_chat.pipeline.recipe import RecipeHead
 from llama2_chat.pipeline.reference_checks import base_problems
 from llama2_chat.pipeline.references import Referring, references, resolve
+from llama2_chat.pipeline.sampling_backends import sampling_problems
 from llama2_chat.pipeline.yaml_files import apply_overrides, dump, read_mapping
 from llama2_chat.settings import RunSettings, StrictModel
 from llama2_chat.stage import StageDirectory, stage_kind
@@ -92,7 +93,8 @@ def load_stage_config(
         problems += base_problems(mapping, folder)
     if config is not None:
         config = anchored(config, folder)
-        problems += [*_missing(config, folder, entries), *custom_reward_problems(config, "")]
+        problems += _missing(config, folder, entries)
+        problems += [*custom_reward_problems(config, ""), *sampling_problems(config, "")]
     if problems or config is None or settings is None:
         raise RecipeError(file, problems)
     base = _absolute(settings.base_model.path, folder)
