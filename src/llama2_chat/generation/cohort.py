@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from llama2_chat.generation.engine import Response
 
@@ -283,18 +284,24 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Of the cohorts' living responses one token each: query (rows, H, 1, D); else transformers' own attention."""
+    """Of the cohorts' living responses one token each: query (rows, H, 1, D); else ordinary attention."""
     if cohorts is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        # transformers copies keys and values for every head of queries where there is a mask: not needed.
+        causal = attention_mask is None and query.shape[2] == key.shape[2] > 1
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scaling, enable_gqa=True
+        )
+        return attended.transpose(1, 2).contiguous(), None
     layer: Any = module.layer_idx
-    attended, start = [], 0
+    of_cohorts, start = [], 0
     for cohort in cohorts:
         end = start + cohort.living
         query_nHD, key_nKD, value_nKD = (part[start:end, :, 0] for part in (query, key, value))
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-        attended.append(cohort.attend(layer, query_nHD, key_nKD, value_nKD, scale))
+        of_cohorts.append(cohort.attend(layer, query_nHD, key_nKD, value_nKD, scale))
         start = end
-    return torch.cat(attended).unsqueeze(1), None
+    return torch.cat(of_cohorts).unsqueeze(1), None
 
 
 AttentionInterface.register(COHORT_ATTENTION, _attend)
+AttentionMaskInterface.register(COHORT_ATTENTION, sdpa_mask)

@@ -39,29 +39,33 @@ def sample_in_cohorts(
     stop_id: int,
     padding_id: int,
 ) -> Iterator[tuple[int, int, Response]]:
-    """Prompt, number of the sample and response, in the order in which cohorts end."""
+    """Prompt, number of the sample and response, in the order in which cohorts end.
+
+    To be run within `attending_by_cohorts`.
+    """
     whole = plain_model(model)
     waiting = deque(sorted(samples, key=lambda work: -len(work.ids)))
     cohorts: list[Cohort] = []
-    with _attending_by_cohorts(whole):
-        decoder: Any = whole.get_decoder()  # type: ignore[no-untyped-call]
-        head: Any = whole.get_output_embeddings()  # type: ignore[no-untyped-call]
-        while waiting or cohorts:
-            interruption.raise_if_requested()
-            if waiting and (begun := _next_samples(waiting, cohorts, sampling)):
-                cohort = Cohort(decoder, begun, padding_id)
-                cohorts.append(cohort)
-                drawn = _draw_first(head, cohort, sampling)
-                cohort.take(*drawn, stop_id)
-            else:
-                _step(decoder, head, cohorts, sampling, stop_id)
-            for cohort in [cohort for cohort in cohorts if not cohort.living]:
-                cohorts.remove(cohort)
-                yield from cohort.responses(stop_id)
+    decoder: Any = whole.get_decoder()  # type: ignore[no-untyped-call]
+    head: Any = whole.get_output_embeddings()  # type: ignore[no-untyped-call]
+    while waiting or cohorts:
+        interruption.raise_if_requested()
+        if waiting and (begun := _next_samples(waiting, cohorts, sampling)):
+            cohort = Cohort(decoder, begun, padding_id)
+            cohorts.append(cohort)
+            drawn = _draw_first(head, cohort, sampling)
+            cohort.take(*drawn, stop_id)
+        else:
+            _step(decoder, head, cohorts, sampling, stop_id)
+        for cohort in [cohort for cohort in cohorts if not cohort.living]:
+            cohorts.remove(cohort)
+            yield from cohort.responses(stop_id)
 
 
 @contextmanager
-def _attending_by_cohorts(model: PreTrainedModel) -> Iterator[None]:
+def attending_by_cohorts(model: PreTrainedModel) -> Iterator[None]:
+    """The model attends as sampling has it, with cohorts and without, and afterwards as before."""
+    model = plain_model(model)
     before = model.config._attn_implementation
     model.set_attn_implementation(COHORT_ATTENTION)
     try:

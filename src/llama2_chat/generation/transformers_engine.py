@@ -7,7 +7,7 @@ for the samples, and rows that have finished leave it. The batch is bounded by a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from llama2_chat.generation.decoding import decode, feed
 from llama2_chat.generation.engine import Response
 from llama2_chat.generation.growing_cache import growing_cache
 from llama2_chat.generation.sampling import uniforms_for_prompt
-from llama2_chat.generation.shared_decoding import can_share_prompts, sample_in_cohorts
+from llama2_chat.generation.shared_decoding import attending_by_cohorts, can_share_prompts, sample_in_cohorts
 from llama2_chat.lora import merged_meanwhile
 from llama2_chat.models import load_policy, sampling_dtype
 from llama2_chat.settings import RunSettings, SamplingConfig
@@ -44,7 +44,8 @@ class TransformersEngine:
         self.model.train(False)
         kind = self.model.device.type
         autocast = torch.autocast(kind, dtype=self.autocast, enabled=self.autocast is not None)
-        with torch.no_grad(), merged_meanwhile(self.model), autocast:
+        attending = attending_by_cohorts(self.model) if can_share_prompts(self.model) else nullcontext()
+        with torch.no_grad(), merged_meanwhile(self.model), attending, autocast:
             yield
 
     def generate(
