@@ -43,6 +43,9 @@ SIZE_OF_IMPORT: dict[FormatName, dict[Kind, tuple[float, float]]] = {
 twice, with either answer; a row of PandaLM stands on 12 lines, and a fifth of the rows is dropped; a tree of
 OpenAssistant gives many pairs."""
 
+_NO_PASS = ("held_out", "sft_dialogues", "instructions", "temperature_prompts", "earlier_samples")
+"""Fields whose rows no pass is made over: they are read once, or mixed in by a share of the stage's own rows."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -173,8 +176,7 @@ def _data_size(recipe: Recipe, config: Any) -> tuple[float, float]:
     """Tokens and rows that a stage goes through in one pass."""
     tokens = rows = other_tokens = other_rows = 0.0
     for referring in references(config):
-        # Held-out rows are read once and SFT rows are mixed in by `sft_fraction` of the prompts' number.
-        if referring.kind != "data" or referring.field in ("held_out", "sft_dialogues", "instructions"):
+        if referring.kind != "data" or referring.field in _NO_PASS:
             continue
         for name in referring.names:
             of_entry, in_entry = _entry_size(recipe, name)
@@ -189,7 +191,9 @@ def _data_size(recipe: Recipe, config: Any) -> tuple[float, float]:
 
 
 def _entry_size(recipe: Recipe, name: str) -> tuple[float, float]:
-    """Tokens and rows of a data entry."""
+    """Tokens and rows of a data entry; nothing for what an earlier stage is yet to make."""
+    if name not in recipe.data:
+        return 0.0, 0.0
     entry = recipe.data[name]
     if isinstance(entry, GeneratedData):
         return float(entry.rows * _TOKENS_PER_GENERATED_ROW), float(entry.rows)
