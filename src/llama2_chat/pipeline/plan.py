@@ -69,7 +69,11 @@ def make_plan(recipe: Recipe, root: Path, selection: Selection) -> Plan:
     inputs = base_inputs(recipe, run)
     parameters, notes = _base_size(inputs.paths["model:base"], recipe.head.base_model.gguf_file)
     notes += paper_warnings(recipe, parameters)
-    flops = None if parameters is None else matmul_flops(recipe.head.device)
+    sizes = {"base": parameters}
+    for name, source in recipe.head.models.items():
+        sizes[name], told = _base_size(inputs.paths[f"model:{name}"], source.gguf_file)
+        notes += told
+    flops = matmul_flops(recipe.head.device) if any(sizes.values()) else None
     inputs.hashes |= {f"data:{name}": _data_hash(recipe, name, run) for name in recipe.data}
     selected = selection.names(recipe)
     rows = []
@@ -80,9 +84,18 @@ def make_plan(recipe: Recipe, root: Path, selection: Selection) -> Plan:
         if name not in selected and directory.done_file.exists():
             fingerprint = read_json(directory.done_file)["fingerprint"]  # the run would take it as it is
         inputs.add_stage(recipe, name, directory, fingerprint)
-        need = estimate_stage(config, parameters, *_data_size(recipe, config), flops or 1.0)
+        sizes[name] = sizes[_made_from(config)]
+        need = estimate_stage(config, sizes[name], *_data_size(recipe, config), flops or 1.0)
         rows.append(_row(name, config, directory, state, need))
     return Plan(rows, flops, notes)
+
+
+def _made_from(config: StrictModel) -> str:
+    """The policy that gives a stage's model its size: the first that its configuration names."""
+    named = (
+        name for referring in references(config) if referring.kind == "policy" for name in referring.names
+    )
+    return next(named, "base")
 
 
 def _row(
