@@ -30,7 +30,7 @@ from llama2_chat.progress import track
 from llama2_chat.reward.scoring import RewardModel, RewardScorer
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import EventLog
-from llama2_chat.tokenizers import load_tokenizer
+from llama2_chat.tokenizers import load_tokenizer, same_tokens
 
 
 def run_evaluation(
@@ -140,10 +140,12 @@ class PolicyEvaluator:
                     if same
                     else self._judge(self.sft).answers(self.prompts, self.config.samples_per_prompt)
                 )
-            wins = win_rate(answers.helpful, self._sft_helpful)
-            kl = mean_interval(self._kl_to_sft(policy, answers.helpful))
-            metrics |= {"win_rate_vs_sft": wins["mean"], "kl_to_sft_nats": kl["mean"]}
-            metrics["intervals"] |= {"win_rate_vs_sft": wins, "kl_to_sft_nats": kl}
+            compared = {"win_rate_vs_sft": win_rate(answers.helpful, self._sft_helpful)}
+            ratios = self._kl_to_sft(policy, answers.helpful)
+            if ratios is not None:
+                compared["kl_to_sft_nats"] = mean_interval(ratios)
+            metrics |= {name: interval["mean"] for name, interval in compared.items()}
+            metrics["intervals"] |= compared
         return metrics, [*_rows(answers), *(recall.to_row() for recall in recalls)]
 
     def _judge(self, policy: Path | str) -> Judge:
@@ -180,16 +182,20 @@ class PolicyEvaluator:
             seed=self.settings.seed,
         )
 
-    def _kl_to_sft(self, policy: Path | str, helpful: list[list[Judged]]) -> list[float]:
+    def _kl_to_sft(self, policy: Path | str, helpful: list[list[Judged]]) -> list[float] | None:
         """For each prompt, log policy/SFT of a response's tokens, summed; mean over the prompt's samples.
 
-        Responses were drawn from the policy at temperature 1, so the mean estimates KL(policy ‖ SFT).
+        Responses were drawn from the policy at temperature 1, so the mean estimates KL(policy ‖ SFT). None where the
+        two have different tokens.
         """
         assert self.sft is not None
         if str(policy) == str(self.sft):
             return [0.0] * len(helpful)
         gguf_file = self.settings.gguf_file_of(str(self.sft))
         tokenizer = load_tokenizer(self.sft, gguf_file)
+        own = load_tokenizer(policy, self.settings.gguf_file_of(str(policy)))
+        if not same_tokens(own, tokenizer):
+            return None
         chat_format = build_chat_format(self.settings.chat_format, tokenizer)
         prompts = [chat_format.prompt_ids(row[0].prompt.messages) for row in helpful for _ in row]
         responses = [j.answer.response for row in helpful for j in row]

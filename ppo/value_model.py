@@ -9,7 +9,7 @@ from llama2_chat.models import load_reward_model, reward_model_from_policy
 from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import EventLog
-from llama2_chat.tokenizers import ChatTokenizer, load_tokenizer
+from llama2_chat.tokenizers import ChatTokenizer, load_tokenizer, same_tokens
 
 
 def load_value_model(
@@ -48,11 +48,3 @@ def load_value_model(
     for parameter in head.parameters():
         nn.init.zeros_(parameter)
     return model
-
-
-def same_tokens(left: ChatTokenizer, right: ChatTokenizer) -> bool:
-    """Whether every id stands for the same piece of text in both."""
-    return (left.vocab_size, left.eos_id) == (right.vocab_size, right.eos_id) and all(
-        left.decode([number], keep_control=True) == right.decode([number], keep_control=True)
-        for number in range(left.vocab_size)
-    )

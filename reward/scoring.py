@@ -91,6 +91,11 @@ class RewardModel:
             )
         return ids
 
+    def can_take(self, messages: Sequence[Message]) -> bool:
+        """Whether `encode` can make a dialogue fit: its last turn is not too long by itself."""
+        ids = encode_dialogue(messages[:-1], messages[-1].content, self.chat_format, self.max_tokens)
+        return ids is not None
+
     def score_messages(self, dialogues: Sequence[Sequence[Message]]) -> Tensor:
         """Raw scores, float32 (B,), of dialogues that end with the assistant; equal ones are computed once."""
         distinct: dict[tuple[Message, ...], int] = {}
@@ -217,6 +222,10 @@ class RewardScorer:
             combined.double().sigmoid().tolist(),
         )
         return [Score(*row) for row in zip(*columns, strict=True)]
+
+    def can_take(self, messages: Sequence[Message]) -> bool:
+        """Whether the last turn alone fits into both models; older turns are left out where they do not."""
+        return all(model.can_take(messages) for model in self.models)
 
     @property
     def models(self) -> list[RewardModel]:

@@ -13,8 +13,7 @@ def model_card(stage: str, config: StrictModel, settings: RunSettings) -> str:
     """Markdown with the front matter of the Hugging Face hub; only names of inputs, no absolute paths."""
     front = yaml.safe_dump({"library_name": "transformers", "tags": ["llama2-chat", stage]}, sort_keys=False)
     described = yaml.safe_dump(_without_folders(config.model_dump(mode="json")), sort_keys=False)
-    base = Path(settings.base_model.path).name
-    origin = "Trained from scratch" if stage == "pretrain" else f"Made from the base model `{base}`"
+    origin = "Trained from scratch" if stage == "pretrain" else f"Made from {_origin(config, settings)}"
     return (
         f"---\n{front}---\n\n# {stage}\n\n"
         f"{origin} by llama2-chat, stage kind `{stage}`, "
@@ -22,6 +21,14 @@ def model_card(stage: str, config: StrictModel, settings: RunSettings) -> str:
         "The model inherits the licences of its base model and of the data named below.\n\n"
         f"## Configuration\n\n```yaml\n{described}```\n"
     )
+
+
+def _origin(config: StrictModel, settings: RunSettings) -> str:
+    """The base model; where a recipe has several, the model that this stage itself names."""
+    start = getattr(config, "model", getattr(config, "policy", None))
+    if settings.models and start is not None:
+        return f"the model `{_without_folders(start)}`"
+    return f"the base model `{Path(settings.base_model.path).name}`"
 
 
 def _without_folders(value: object) -> object:

@@ -6,6 +6,7 @@ Pydantic models only: nothing here imports torch, so `llama2-chat validate` answ
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -135,6 +136,10 @@ class RunSettings(StrictModel):
     """The recipe-level keys that every stage needs."""
 
     base_model: BaseModelSource
+    models: dict[str, BaseModelSource] = Field(
+        default_factory=dict,
+        description="Further models by name, each written as base_model is; a name may stand wherever a policy may",
+    )
     chat_format: Literal["llama2", "tokenizer"] = "llama2"
     seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -152,8 +157,17 @@ class RunSettings(StrictModel):
         return trackers
 
     def gguf_file_of(self, path: str) -> str | None:
-        """The GGUF file to load from the model folder `path`: the base model's, where that is the folder."""
-        return self.base_model.gguf_file if path == self.base_model.path else None
+        """The GGUF file to load from the model folder `path`, where that is the base's or a named model's."""
+        sources = (self.base_model, *self.models.values())
+        return next((source.gguf_file for source in sources if source.path == path), None)
+
+    def with_paths(self, base: str, models: Mapping[str, str]) -> RunSettings:
+        """The same settings with these folders."""
+        moved = {
+            name: source.model_copy(update={"path": models[name]}) for name, source in self.models.items()
+        }
+        base_model = self.base_model.model_copy(update={"path": base})
+        return self.model_copy(update={"base_model": base_model, "models": moved})
 
 
 class VllmConfig(StrictModel):

@@ -106,6 +106,26 @@ class StageDirectory:
         return self.path / "samples.jsonl"
 
     @property
+    def temperature_samples(self) -> Path:
+        """What a search for a sampling temperature sampled, with scores."""
+        return self.path / "temperature_samples.jsonl"
+
+    @property
+    def temperature(self) -> Path:
+        """What that search found."""
+        return self.path / "temperature.json"
+
+    @property
+    def pool(self) -> Path:
+        """Samples of this and of earlier iterations, scored by the same reward models."""
+        return self.path / "pool.jsonl"
+
+    @property
+    def best_of(self) -> Path:
+        """What the best of n samples is worth."""
+        return self.path / "best_of.json"
+
+    @property
     def answers(self) -> Path:
         """Held-out questions and a policy's answers to them in the course of its training."""
         return self.path / "answers.jsonl"

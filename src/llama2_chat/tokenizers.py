@@ -64,6 +64,14 @@ class ChatTokenizer(Protocol):
         ...
 
 
+def same_tokens(left: ChatTokenizer, right: ChatTokenizer) -> bool:
+    """Whether every id stands for the same piece of text in both."""
+    return (left.vocab_size, left.eos_id) == (right.vocab_size, right.eos_id) and all(
+        left.decode([number], keep_control=True) == right.decode([number], keep_control=True)
+        for number in range(left.vocab_size)
+    )
+
+
 def load_tokenizer(path: Path | str, gguf_file: str | None = None) -> ChatTokenizer:
     """The tokenizer of a model folder (or of a GGUF file in it) or of a hub id.
 

@@ -52,6 +52,8 @@ def test_configuration_of_each_kind(name: str) -> None:
                 "helpfulness": "reward_model",
                 "safety": "reward_model",
                 "prompts": "data",
+                "temperature_prompts": "data",
+                "earlier_samples": "data",
                 "base": "policy",
                 "sft_dialogues": "data",
             },

@@ -193,22 +193,22 @@ def test_sampling_resumes_with_the_same_bytes(
     """Sampling stopped half-way and continued against sampling that ran through."""
     directory = stage_at("rejection-resumed")
     sampled = []
-    original = sample._sample_chunk
+    original = sample.sample_answers
 
-    def dies_in_the_second_chunk(*arguments):
+    def dies_in_the_second_chunk(*arguments, **options):
         sampled.append(1)
         if len(sampled) == 2:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(sample, "_sample_chunk", dies_in_the_second_chunk)
+    monkeypatch.setattr(sample, "sample_answers", dies_in_the_second_chunk)
     config = rejection_config()
     with pytest.raises(KeyboardInterrupt):
         build.run_stage(config, settings, directory)
     partial = directory.samples.with_name("samples.jsonl.partial")
     with partial.open("a") as stream:
         stream.write('{"prompt": [{"role": "us')  # what a kill in the middle of a write leaves
-    monkeypatch.setattr(sample, "_sample_chunk", original)
+    monkeypatch.setattr(sample, "sample_answers", original)
     build.run_stage(config, settings, directory)
     assert directory.samples.read_bytes() == rejection[0].samples.read_bytes()
     assert directory.dataset.read_bytes() == rejection[0].dataset.read_bytes()

@@ -128,6 +128,7 @@ def _refuse_what_is_not_ours(directory: StageDirectory, shown: Path) -> None:
 
 def _left_by_another(directory: StageDirectory) -> list[Path]:
     """What an earlier call with another configuration may have left; `done.json` goes first."""
+    sampled = (directory.samples, directory.temperature_samples, directory.pool)
     return [
         directory.done_file,
         directory.model,
@@ -136,7 +137,9 @@ def _left_by_another(directory: StageDirectory) -> list[Path]:
         directory.adapter,
         directory.answers,
         directory.tracking,
-        directory.samples,
-        directory.samples.with_name("samples.jsonl.partial"),
+        *sampled,
+        *(file.with_name(f"{file.name}.partial") for file in sampled),
+        directory.temperature,
+        directory.best_of,
         directory.dataset,
     ]

@@ -109,8 +109,8 @@ class RunEvaluation:
             recipe.evaluation,
             lambda referring, name: inputs.paths[f"{'data' if referring.kind == 'data' else 'model'}:{name}"],
         )
-        base = recipe.settings.base_model.model_copy(update={"path": inputs.paths["model:base"]})
-        settings = recipe.settings.model_copy(update={"base_model": base})
+        named = {name: inputs.paths[f"model:{name}"] for name in recipe.head.models}
+        settings = recipe.settings.with_paths(inputs.paths["model:base"], named)
         sft = self._sft()
         made = [name for name in recipe.stages if STAGE_KINDS[recipe.kind_of(name)].produces == "policy"]
         policies = ["base", *(name for name in made if name != recipe.base_stage)]

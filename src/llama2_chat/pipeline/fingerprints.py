@@ -34,7 +34,9 @@ def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str,
             "config": resolve(config, input_of).model_dump(mode="json")
             | identities(config)
             | _sampling_identity(config),
-            "settings": settings.model_dump(mode="json", exclude={"device", "base_model", "report_to"}),
+            "settings": settings.model_dump(
+                mode="json", exclude={"device", "base_model", "models", "report_to"}
+            ),
             "base": None if kind is not None and kind.makes_base else inputs["model:base"],
         }
     )
@@ -65,9 +67,12 @@ def fingerprint_of_files(config: StrictModel, settings: RunSettings) -> str:
             else:
                 done = Path(path).parent / "done.json"
                 made = Path(path).name == "model" and done.is_file()
+                named = next((one for one in settings.models.values() if one.path == path), None)
                 inputs[f"model:{path}"] = (
-                    read_json(done)["fingerprint"] if made else fingerprint_of_model(path)
-                )
+                    read_json(done)["fingerprint"] if made
+                    else fingerprint_of_model(path) if named is None or path == settings.base_model.path
+                    else fingerprint_of_source(path, named.gguf_file)
+                )  # fmt: skip
     return fingerprint_of(config, settings, inputs)
 
 
@@ -81,6 +86,12 @@ def fingerprint_of_model(path: str) -> str:
         size = file.stat().st_size
         parts.append([file.name, size, sha256_of(file) if size <= _HASHED_WHOLE else None])
     return _hash(parts)
+
+
+def fingerprint_of_source(path: str, gguf_file: str | None) -> str:
+    """Hash of a named model: its folder's, and which GGUF file of it is meant."""
+    content = fingerprint_of_model(path)
+    return content if gguf_file is None else _hash([content, gguf_file])
 
 
 def _hash(value: Any) -> str:

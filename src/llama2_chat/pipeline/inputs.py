@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from llama2_chat.files import sha256_of
 from llama2_chat.pipeline.data import prepare_data
-from llama2_chat.pipeline.fingerprints import fingerprint_of_model
+from llama2_chat.pipeline.fingerprints import fingerprint_of_model, fingerprint_of_source
 from llama2_chat.pipeline.recipe import Recipe
 from llama2_chat.pipeline.references import references
 from llama2_chat.pipeline.run_directory import RunDirectory
@@ -34,13 +34,27 @@ class Inputs:
 
 
 def base_inputs(recipe: Recipe, run: RunDirectory) -> Inputs:
-    """The base model is there from the start, or will be where a stage of the run puts it."""
+    """Named models and the base are there from the start; a base that a stage makes will be where it puts it."""
     if recipe.base_stage is not None:
         model = run.stage(recipe.base_stage).model
-        return Inputs({"model:base": str(model)}, {"model:base": f"made by {recipe.base_stage}"})
-    local = recipe.folder / recipe.head.base_model.path
-    path = str(local.resolve()) if local.is_dir() else recipe.head.base_model.path
-    return Inputs({"model:base": path}, {"model:base": fingerprint_of_model(path)})
+        inputs = Inputs({"model:base": str(model)}, {"model:base": f"made by {recipe.base_stage}"})
+    else:
+        path = _folder_or_hub_id(recipe, recipe.head.base_model.path)
+        inputs = Inputs({"model:base": path}, {"model:base": fingerprint_of_model(path)})
+    for name, source in recipe.head.models.items():
+        path = _folder_or_hub_id(recipe, source.path)
+        inputs.paths[f"model:{name}"] = path
+        # One folder under two names is one model.
+        same = path == inputs.paths["model:base"]
+        inputs.hashes[f"model:{name}"] = (
+            inputs.hashes["model:base"] if same else fingerprint_of_source(path, source.gguf_file)
+        )
+    return inputs
+
+
+def _folder_or_hub_id(recipe: Recipe, path: str) -> str:
+    local = recipe.folder / path
+    return str(local.resolve()) if local.is_dir() else path
 
 
 def prepare_inputs(config: StrictModel, recipe: Recipe, run: RunDirectory, inputs: Inputs) -> None:

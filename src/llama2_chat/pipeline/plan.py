@@ -43,6 +43,9 @@ SIZE_OF_IMPORT: dict[FormatName, dict[Kind, tuple[float, float]]] = {
 twice, with either answer; a row of PandaLM stands on 12 lines, and a fifth of the rows is dropped; a tree of
 OpenAssistant gives many pairs."""
 
+_NO_PASS = ("held_out", "sft_dialogues", "instructions", "temperature_prompts", "earlier_samples")
+"""Fields whose rows no pass is made over: they are read once, or mixed in by a share of the stage's own rows."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -66,7 +69,11 @@ def make_plan(recipe: Recipe, root: Path, selection: Selection) -> Plan:
     inputs = base_inputs(recipe, run)
     parameters, notes = _base_size(inputs.paths["model:base"], recipe.head.base_model.gguf_file)
     notes += paper_warnings(recipe, parameters)
-    flops = None if parameters is None else matmul_flops(recipe.head.device)
+    sizes = {"base": parameters}
+    for name, source in recipe.head.models.items():
+        sizes[name], told = _base_size(inputs.paths[f"model:{name}"], source.gguf_file)
+        notes += told
+    flops = matmul_flops(recipe.head.device) if any(sizes.values()) else None
     inputs.hashes |= {f"data:{name}": _data_hash(recipe, name, run) for name in recipe.data}
     selected = selection.names(recipe)
     rows = []
@@ -77,9 +84,18 @@ def make_plan(recipe: Recipe, root: Path, selection: Selection) -> Plan:
         if name not in selected and directory.done_file.exists():
             fingerprint = read_json(directory.done_file)["fingerprint"]  # the run would take it as it is
         inputs.add_stage(recipe, name, directory, fingerprint)
-        need = estimate_stage(config, parameters, *_data_size(recipe, config), flops or 1.0)
+        sizes[name] = sizes[_made_from(config)]
+        need = estimate_stage(config, sizes[name], *_data_size(recipe, config), flops or 1.0)
         rows.append(_row(name, config, directory, state, need))
     return Plan(rows, flops, notes)
+
+
+def _made_from(config: StrictModel) -> str:
+    """The policy that gives a stage's model its size: the first that its configuration names."""
+    named = (
+        name for referring in references(config) if referring.kind == "policy" for name in referring.names
+    )
+    return next(named, "base")
 
 
 def _row(
@@ -173,8 +189,7 @@ def _data_size(recipe: Recipe, config: Any) -> tuple[float, float]:
     """Tokens and rows that a stage goes through in one pass."""
     tokens = rows = other_tokens = other_rows = 0.0
     for referring in references(config):
-        # Held-out rows are read once and SFT rows are mixed in by `sft_fraction` of the prompts' number.
-        if referring.kind != "data" or referring.field in ("held_out", "sft_dialogues", "instructions"):
+        if referring.kind != "data" or referring.field in _NO_PASS:
             continue
         for name in referring.names:
             of_entry, in_entry = _entry_size(recipe, name)
@@ -189,7 +204,9 @@ def _data_size(recipe: Recipe, config: Any) -> tuple[float, float]:
 
 
 def _entry_size(recipe: Recipe, name: str) -> tuple[float, float]:
-    """Tokens and rows of a data entry."""
+    """Tokens and rows of a data entry; nothing for what an earlier stage is yet to make."""
+    if name not in recipe.data:
+        return 0.0, 0.0
     entry = recipe.data[name]
     if isinstance(entry, GeneratedData):
         return float(entry.rows * _TOKENS_PER_GENERATED_ROW), float(entry.rows)

@@ -18,7 +18,13 @@ from llama2_chat.evaluation.config import EvaluationConfig
 from llama2_chat.pipeline.custom_rewards import anchored, custom_reward_problems
 from llama2_chat.pipeline.data_entries import DataEntry, validated_entries
 from llama2_chat.pipeline.problems import validated
-from llama2_chat.pipeline.reference_checks import base_problems, base_stage, kind_of, reference_problems
+from llama2_chat.pipeline.reference_checks import (
+    base_problems,
+    base_stage,
+    kind_of,
+    model_problems,
+    reference_problems,
+)
 from llama2_chat.pipeline.sampling_backends import sampling_problems
 from llama2_chat.pipeline.yaml_files import apply_overrides, read_mapping
 from llama2_chat.settings import RunSettings, StrictModel
@@ -42,6 +48,11 @@ class RecipeHead(RunSettings):
     @classmethod
     def _path_alone(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _paths_alone(cls, value: Any) -> Any:
+        return {k: cls._path_alone(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class Recipe:
         }
         mapping["stages"] = {name: stage.model_dump(mode="json") for name, stage in self.stages.items()}
         mapping["evaluation"] = None if self.evaluation is None else self.evaluation.model_dump(mode="json")
-        for holder in (mapping["base_model"], *mapping["data"].values()):
+        for holder in (mapping["base_model"], *mapping["models"].values(), *mapping["data"].values()):
             if holder.get("path") is not None and (self.folder / holder["path"]).exists():
                 holder["path"] = str((self.folder / holder["path"]).resolve())
         if self.base_stage is not None:
@@ -141,6 +152,7 @@ def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) ->
             problems += custom_reward_problems(evaluation, "evaluation")
     problems += reference_problems(mapping)
     problems += base_problems(mapping, folder)
+    problems += model_problems(mapping, folder)
     if problems or head is None:
         raise RecipeError(source, problems)
     return Recipe(head, data, stages, evaluation, folder, source, base_stage(mapping))

@@ -5,6 +5,7 @@ Works on the mapping as it is written, so that one mistake in a stage hides no o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from llama2_chat.errors import did_you_mean
 from llama2_chat.evaluation.config import EvaluationConfig
 from llama2_chat.pipeline.references import Referring, references_in_mapping
 from llama2_chat.stage import STAGE_KINDS
+
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def reference_problems(recipe: Mapping[str, Any]) -> list[str]:
@@ -23,16 +26,18 @@ def reference_problems(recipe: Mapping[str, Any]) -> list[str]:
     data = recipe.get("data")
     data_names = [str(name) for name in data] if isinstance(data, Mapping) else []
     stage_names = [str(name) for name in stages]
+    named = recipe.get("models")
+    models = [str(name) for name in named] if isinstance(named, Mapping) else []
     kinds = {str(name): kind for name, stage in stages.items() if (kind := kind_of(stage)) is not None}
     for name, stage in stages.items():
         if (kind := kind_of(stage)) is not None:
             found = references_in_mapping(STAGE_KINDS[kind].load_config_class(), stage)
             earlier = stage_names[: stage_names.index(str(name))]
-            problems += _problems(found, f"stages.{name}", data_names, stage_names, kinds, earlier)
+            problems += _problems(found, f"stages.{name}", data_names, stage_names, kinds, earlier, models)
     evaluation = recipe.get("evaluation")
     if isinstance(evaluation, Mapping):
         found = references_in_mapping(EvaluationConfig, evaluation)
-        problems += _problems(found, "evaluation", data_names, stage_names, kinds, stage_names)
+        problems += _problems(found, "evaluation", data_names, stage_names, kinds, stage_names, models)
     return problems
 
 
@@ -60,13 +65,41 @@ def base_problems(recipe: Mapping[str, Any], folder: Path) -> list[str]:
     if (stage := base_stage(recipe)) is not None:
         first = next(iter(recipe["stages"]))
         return [] if stage == first else [f'base_model: the stage "{stage}" makes it and so must come first']
+    return _source_problems("base_model", path, file, folder)
+
+
+def model_problems(recipe: Mapping[str, Any], folder: Path) -> list[str]:
+    """Named models must be there, as the base must, and each name and folder must mean one thing."""
+    models, base = recipe.get("models"), _base(recipe.get("base_model"))
+    stages = recipe.get("stages")
+    problems = []
+    files = {base.get("path"): ("base_model", base.get("gguf_file"))}
+    for name, value in models.items() if isinstance(models, Mapping) else ():
+        key, source = f"models.{name}", _base(value)
+        path, file = source.get("path"), source.get("gguf_file")
+        taken = name == "base" or (isinstance(stages, Mapping) and name in stages)
+        if taken or not isinstance(name, str) or not _MODEL_NAME.fullmatch(name):
+            why = "stands for another model already" if taken else "is letters, digits, -, _ and dots inside"
+            problems.append(f"{key}: a model's name {why}; choose another")
+        if not isinstance(path, str):
+            continue
+        problems += _source_problems(key, path, file, folder)
+        other, other_file = files.setdefault(path, (key, file))
+        if file != other_file:
+            problems.append(
+                f"{key}: the folder of {other} with another gguf_file; give each a folder of its own"
+            )
+    return problems
+
+
+def _source_problems(key: str, path: str, file: Any, folder: Path) -> list[str]:
     local = folder / path
     if local.is_dir():
         if isinstance(file, str) and not (local / file).is_file():
-            return [f"base_model.gguf_file: no such file: {local / file}"]
+            return [f"{key}.gguf_file: no such file: {local / file}"]
         return []
     looks_like_hub = path.count("/") == 1 and not path.startswith((".", "/", "~"))
-    return [] if looks_like_hub else [f"base_model.path: no such folder: {local}"]
+    return [] if looks_like_hub else [f"{key}.path: no such folder: {local}"]
 
 
 def _base(base: Any) -> Mapping[str, Any]:
@@ -80,6 +113,7 @@ def _problems(
     stages: Sequence[str],
     kinds: Mapping[str, str],
     earlier: Sequence[str],
+    models: Sequence[str],
 ) -> list[str]:
     """References to what is missing, comes later or is of the wrong sort."""
     problems = []
@@ -100,13 +134,13 @@ def _problems(
                 continue
             produced = {stage: STAGE_KINDS[kinds[stage]].produces for stage in earlier if stage in kinds}
             fitting = [stage for stage in earlier if produced.get(stage, referring.kind) == referring.kind]
-            known = [*(["base"] if referring.kind == "policy" else []), *fitting]
+            known = [*(["base", *models] if referring.kind == "policy" else []), *fitting]
             if name in known:
                 continue
             wanted = "reward model" if referring.kind == "reward_model" else "policy"
             why = (
                 "comes later" if name in stages and name not in earlier
-                else f"is not a {wanted}" if name in earlier or name == "base"
+                else f"is not a {wanted}" if name in earlier or name in ("base", *models)
                 else "is no stage"
             )  # fmt: skip
             allowed = ", ".join(known) or "none"

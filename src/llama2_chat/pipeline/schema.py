@@ -30,6 +30,9 @@ def recipe_schema() -> dict[str, Any]:
     entries = [{"type": "string"}, *(defined(model) for model in (FileData, ImportedData, GeneratedData))]
     properties = head["properties"]
     properties["base_model"] = {"anyOf": [{"type": "string"}, properties["base_model"]]}
+    properties["models"]["additionalProperties"] = {
+        "anyOf": [{"type": "string"}, properties["models"]["additionalProperties"]]
+    }
     properties["data"] = {"type": "object", "additionalProperties": {"anyOf": entries}}
     properties["stages"] = {"type": "object", "minProperties": 1, "additionalProperties": {"anyOf": stages}}
     properties["evaluation"] = {"anyOf": [defined(EvaluationConfig), {"type": "null"}]}

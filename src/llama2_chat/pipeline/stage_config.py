@@ -18,7 +18,7 @@ from llama2_chat.pipeline.data import prepare_data
 from llama2_chat.pipeline.data_entries import DataEntry, FileData, validated_entries
 from llama2_chat.pipeline.problems import validated
 from llama2_chat.pipeline.recipe import RecipeHead
-from llama2_chat.pipeline.reference_checks import base_problems
+from llama2_chat.pipeline.reference_checks import base_problems, model_problems
 from llama2_chat.pipeline.references import Referring, references, resolve
 from llama2_chat.pipeline.sampling_backends import sampling_problems
 from llama2_chat.pipeline.yaml_files import apply_overrides, dump, read_mapping
@@ -46,9 +46,8 @@ def write_stage_config(
         return written(paths[f"{'data' if referring.kind == 'data' else 'model'}:{name}"])
 
     resolved = resolve(config, path_of)
-    mapping = settings.model_dump(mode="json") | resolved.model_dump(mode="json")
-    mapping["base_model"]["path"] = written(paths["model:base"])
-    write_text(file, dump(mapping))
+    named = {name: written(paths[f"model:{name}"]) for name in settings.models}
+    _write(file, settings.with_paths(written(paths["model:base"]), named), resolved)
 
 
 def write_resolved_config(file: Path, config: StrictModel, settings: RunSettings) -> None:
@@ -58,9 +57,12 @@ def write_resolved_config(file: Path, config: StrictModel, settings: RunSettings
         return os.path.relpath(path, file.parent) if Path(path).is_absolute() else path
 
     resolved = resolve(config, lambda _, path: relative(path))
-    mapping = settings.model_dump(mode="json") | resolved.model_dump(mode="json")
-    mapping["base_model"]["path"] = relative(settings.base_model.path)
-    write_text(file, dump(mapping))
+    named = {name: relative(source.path) for name, source in settings.models.items()}
+    _write(file, settings.with_paths(relative(settings.base_model.path), named), resolved)
+
+
+def _write(file: Path, settings: RunSettings, config: StrictModel) -> None:
+    write_text(file, dump(settings.model_dump(mode="json") | config.model_dump(mode="json")))
 
 
 def load_stage_config(
@@ -91,16 +93,18 @@ def load_stage_config(
     config = validated(stage.load_config_class(), rest, "", problems, elsewhere=["data", *names])
     if not stage.makes_base:
         problems += base_problems(mapping, folder)
+    problems += model_problems(mapping, folder)
     if config is not None:
         config = anchored(config, folder)
-        problems += _missing(config, folder, entries)
+        models = [] if settings is None else list(settings.models)
+        problems += _missing(config, folder, entries, models)
         problems += [*custom_reward_problems(config, ""), *sampling_problems(config, "")]
     if problems or config is None or settings is None:
         raise RecipeError(file, problems)
+    policies = {name: _absolute(source.path, folder) for name, source in settings.models.items()}
     base = _absolute(settings.base_model.path, folder)
-    source = settings.base_model.model_copy(update={"path": base})
-    settings = settings.model_copy(update={"base_model": source})
-
+    settings = settings.with_paths(base, policies)
+    policies["base"] = base
     made = (folder / "data" if made_data is None else made_data).resolve()
 
     def path_of(referring: Referring, name: str) -> str:
@@ -109,7 +113,8 @@ def load_stage_config(
             return _absolute(entry.path, folder)
         if entry is not None:
             return str(made / f"{name}.jsonl")
-        return base if name == "base" and referring.kind == "policy" else _absolute(name, folder)
+        known = policies.get(name) if referring.kind == "policy" else None
+        return known or _absolute(name, folder)
 
     return resolve(config, path_of), settings
 
@@ -154,12 +159,14 @@ def _settings(mapping: dict[str, Any], problems: list[str]) -> RunSettings | Non
     return RunSettings(**{name: getattr(head, name) for name in RunSettings.model_fields})
 
 
-def _missing(config: StrictModel, folder: Path, entries: Mapping[str, DataEntry]) -> list[str]:
+def _missing(
+    config: StrictModel, folder: Path, entries: Mapping[str, DataEntry], models: Sequence[str]
+) -> list[str]:
     """References whose file or folder is not there; a name of `entries` is no file yet."""
     problems = []
     for referring in references(config):
         for name in referring.names:
-            if (referring.kind == "policy" and name == "base") or (
+            if (referring.kind == "policy" and name in ("base", *models)) or (
                 referring.kind == "data" and name in entries
             ):
                 continue
@@ -167,7 +174,9 @@ def _missing(config: StrictModel, folder: Path, entries: Mapping[str, DataEntry]
             if referring.kind == "data" and not path.is_file():
                 problems.append(f"{referring.field}: no such file: {path}{did_you_mean(name, entries)}")
             if referring.kind != "data" and not path.is_dir():
-                problems.append(f"{referring.field}: no such model folder: {path}")
+                problems.append(
+                    f"{referring.field}: no such model folder: {path}{did_you_mean(name, models)}"
+                )
     return problems
 
 

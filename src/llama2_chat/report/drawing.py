@@ -1,4 +1,4 @@
-"""Figures as small inline SVG: matplotlib draws, and what HTML does not need is taken out.
+"""Figures as small inline SVG (matplotlib draws, what HTML does not need is taken out), or as PNG files.
 
 Text stays text (it can be searched and takes the page's font), and nothing depends on a display or on
 global state of matplotlib.
@@ -12,12 +12,14 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llama2_chat.files import atomic_path
 from llama2_chat.report.markup import Html
 
 INK, SOFT, LINE = "#1f2328", "#636c76", "#d9dee3"
@@ -53,6 +55,7 @@ SETTINGS: dict[Any, Any] = {
 """matplotlib's settings for every figure."""
 
 _POINTS_PER_INCH = 72
+_DOTS_PER_INCH = 160
 
 
 class Drawing:
@@ -84,6 +87,17 @@ def drawing(
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(stream, format="svg", metadata=metadata)
     made.svg = Html(_trimmed(stream.getvalue(), title))
+
+
+@contextmanager
+def panels(file: Path, rows: int, columns: int, size: tuple[float, float], **grid: Any) -> Iterator[Any]:
+    """A grid of axes (always two-dimensional), written to `file` when the block has ended."""
+    with matplotlib.rc_context({**SETTINGS, "figure.facecolor": "white", "axes.facecolor": "white"}):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure.subplots(rows, columns, squeeze=False, **grid)
+        with atomic_path(file) as temporary:
+            # Without the version of matplotlib, so that the same figures give the same bytes.
+            figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
 
 
 def _trimmed(svg: str, title: str) -> str:

@@ -13,13 +13,14 @@ from llama2_chat.report.policies import kl_against_reward, policies
 from llama2_chat.report.reward_models import reward_models
 from llama2_chat.report.run_record import RunRecord, StageRecord, read_run
 from llama2_chat.report.samples import samples
+from llama2_chat.report.sampling_figures import rejection_sampling, write_sampling_figures
 from llama2_chat.report.style import STYLE
 
 REPORT_FILE = "report.html"
 
 
 def write_report(path: Path) -> Path:
-    """Write `RUN/report.html`; returns its path.
+    """Write `RUN/report.html`, and some of its figures as files too; returns its path.
 
     Raises:
         UserInputError: `path` is no run directory.
@@ -27,6 +28,7 @@ def write_report(path: Path) -> Path:
     run = read_run(path)
     file = path / REPORT_FILE
     write_text(file, report_page(run))
+    write_sampling_figures(run)
     return file
 
 
@@ -39,6 +41,7 @@ def report_page(run: RunRecord) -> str:
         pipeline(run),
         training(run),
         reward_models(run),
+        rejection_sampling(run),
         policies(run),
         kl_against_reward(run),
         samples(run),

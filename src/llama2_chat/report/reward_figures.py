@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from llama2_chat.dialogue import RATINGS
-from llama2_chat.files import atomic_path
-from llama2_chat.report.drawing import COLOURS, SETTINGS, SOFT
+from llama2_chat.report.drawing import COLOURS, SOFT, panels
 
 Models = Mapping[str, Mapping[str, Any]]
 """Each model's figures by its name, as `evaluation.reward_report.by_model` gives them."""
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_DOTS_PER_INCH = 160
 _PANEL = (6.0, 3.8)
 _SAFETY = {
     "safe_unsafe": "chosen safe,\nother unsafe",
@@ -40,17 +35,6 @@ def draw_figures(evaluation: Mapping[str, Any], models: Models, folder: Path) ->
     for name, draw in drawn.items():
         draw(folder / f"{name}.png")
     return {name: f"{name}.png" for name in drawn}
-
-
-@contextmanager
-def _panels(file: Path, rows: int, columns: int, size: tuple[float, float], **grid: Any) -> Iterator[Any]:
-    """A grid of axes (always two-dimensional), written to `file` when the block has ended."""
-    with matplotlib.rc_context({**SETTINGS, "figure.facecolor": "white", "axes.facecolor": "white"}):
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure.subplots(rows, columns, squeeze=False, **grid)
-        with atomic_path(file) as temporary:
-            # Without the version of matplotlib, so that the same figures give the same bytes.
-            figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
 
 
 def _percent(axes: Axes, which: str) -> None:
@@ -99,7 +83,7 @@ def _accuracy(models: Models, file: Path) -> None:
     ]
     shown = [(name, place) for name, place in places if _at(first["accuracy"], place)["count"]]
     width = max(_PANEL[0], 1.1 * len(shown))
-    with _panels(file, 1, 1, (width, _PANEL[1])) as ((axes,),):
+    with panels(file, 1, 1, (width, _PANEL[1])) as ((axes,),):
         for number, (name, one) in enumerate(models.items()):
             xs = [x + _dodge(number, len(models)) for x in range(len(shown))]
             _interval_dots(axes, number, xs, [_at(one["accuracy"], place) for _, place in shown], name)
@@ -137,7 +121,7 @@ def _calibration(models: Models, file: Path) -> None:
         ("safety", "σ(score)", "response labelled safe", "responses"),
     ]
     kinds = [kind for kind in kinds if first[kind[0]] is not None]
-    with _panels(file, 2, len(kinds), (5.2 * len(kinds), 5.2), sharex=True, height_ratios=[3, 1]) as (
+    with panels(file, 2, len(kinds), (5.2 * len(kinds), 5.2), sharex=True, height_ratios=[3, 1]) as (
         curves,
         counts,
     ):
@@ -178,10 +162,8 @@ def _calibration(models: Models, file: Path) -> None:
 def _scores(histogram: Mapping[str, Any], models: Models, file: Path) -> None:
     """Chosen and rejected scores, one panel a model on the same axes, so that a shift shows (Figure 27)."""
     edges = histogram["edges"]
-    with _panels(
-        file, len(models), 1, (_PANEL[0], 0.6 + 2.4 * len(models)), sharex=True, sharey=True
-    ) as panels:
-        for (axes,), (name, counts) in zip(panels, histogram["counts"].items(), strict=True):
+    with panels(file, len(models), 1, (_PANEL[0], 0.6 + 2.4 * len(models)), sharex=True, sharey=True) as grid:
+        for (axes,), (name, counts) in zip(grid, histogram["counts"].items(), strict=True):
             spread = models[name]["score_spread"]
             for group, colour, style in (("rejected", COLOURS[1], "--"), ("chosen", COLOURS[0], "-")):
                 axes.stairs(counts[group], edges, fill=True, color=colour, alpha=0.35)
@@ -198,7 +180,7 @@ def _scores(histogram: Mapping[str, Any], models: Models, file: Path) -> None:
             )
             axes.set_ylabel("responses")
             axes.legend(loc="best")
-        panels[-1][0].set_xlabel("raw score (logit)")
+        grid[-1][0].set_xlabel("raw score (logit)")
 
 
 def _length(models: Models, file: Path) -> None:
@@ -216,7 +198,7 @@ def _length(models: Models, file: Path) -> None:
         rows.append(
             ("best rule of the\ntraining pairs", [one["length_rule"]["evaluated"] for one in models.values()])
         )
-    with _panels(file, 1, 2, (9.6, 3.2 + 0.25 * len(models)), width_ratios=[2, 3]) as ((means, shares),):
+    with panels(file, 1, 2, (9.6, 3.2 + 0.25 * len(models)), width_ratios=[2, 3]) as ((means, shares),):
         groups = ("mean_chosen", "mean_rejected", "mean_preferred")
         for place, (name, one) in enumerate(models.items()):
             width = 0.8 / len(models)
