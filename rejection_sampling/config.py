@@ -11,6 +11,7 @@ from llama2_chat.settings import (
     DialoguesReference,
     ModelReference,
     RewardReference,
+    SamplesReference,
     SamplingConfig,
     StrictModel,
 )
@@ -42,5 +43,6 @@ class RejectionSamplingConfig(StrictModel):
     sft_fraction: float = Field(
         0.5, ge=0.0, lt=1.0, description="Share of SFT dialogues in the fine-tuning mix, if there are any"
     )
+    earlier_samples: list[SamplesReference] = Field(default_factory=list, description="Of earlier versions")
     iteration: int = Field(1, ge=1, description="Which RLHF version this is: 1 for V1")
     training: SftTraining = SftTraining()
