@@ -15,16 +15,6 @@ from llama2_chat.settings import ModelReference, RewardReference, StrictModel
 Fields = dict[str, Any]
 """Fields of a kind of stage, or some of them."""
 
-SECTION_KINDS = {
-    "preferences": "preferences",
-    "reward": "reward",
-    "rejection_sampling": "rejection_sampling",
-    "ghost_attention": "ghost_attention",
-    "ppo": "ppo",
-    "context_distillation": "context_distillation",
-}
-"""Which kind of stage a section's fields are of."""
-
 FILLED_IN = {
     "preferences": ("kind", "policies", "domain", "iteration"),
     "reward": ("kind", "domain"),
@@ -33,7 +23,7 @@ FILLED_IN = {
     "ppo": ("kind", "policy", "helpfulness", "safety"),
     "context_distillation": ("kind", "policy", "safety"),
 }
-"""Fields that follow from the schedule and cannot be given."""
+"""By section, which is named as the kind of stage whose fields it holds: those that follow from the schedule."""
 
 
 class _Section(BaseModel):
