@@ -97,7 +97,7 @@ class StageDirectory:
 
     @property
     def dataset(self) -> Path:
-        """The dialogues that a data maker selected."""
+        """The dialogues that a data maker selected, or the pairs that it collected."""
         return self.path / "dataset.jsonl"
 
     @property
@@ -165,7 +165,7 @@ class StageDirectory:
 
 @dataclass(frozen=True)
 class MadeData:
-    """Rows that a stage leaves beside its model for later stages to read."""
+    """Rows that a stage leaves, beside its model if it makes one, for later stages to read."""
 
     file: str
     rows: RowKind
@@ -181,7 +181,8 @@ class StageKind:
     name: str
     config_class: str
     run_function: str
-    produces: Literal["policy", "reward_model"] = "policy"
+    produces: Literal["policy", "reward_model"] | None = "policy"
+    """None makes data alone."""
     makes: Mapping[str, MadeData] = field(default_factory=dict)
     """By part: recipes name the part "" by the stage's name alone, "samples" as `STAGE.samples`."""
     makes_base: bool = False
@@ -220,6 +221,17 @@ STAGE_KINDS: dict[str, StageKind] = {
             "llama2_chat.reward.config:RewardConfig",
             "llama2_chat.reward.train:run_stage",
             produces="reward_model",
+        ),
+        StageKind(
+            "preferences",
+            "llama2_chat.preferences.config:PreferencesConfig",
+            "llama2_chat.preferences.build:run_stage",
+            produces=None,
+            makes={
+                "": MadeData("dataset.jsonl", "preferences"),
+                "held_out": MadeData("held_out.jsonl", "preferences"),
+                "samples": MadeData("samples.jsonl", "samples"),
+            },
         ),
         StageKind(
             "rejection_sampling",

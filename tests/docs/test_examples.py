@@ -40,13 +40,52 @@ def test_the_example_of_a_server_that_samples_is_valid() -> None:
 
 
 def test_the_example_recipe_is_valid(tmp_path: Path) -> None:
-    (example,) = blocks(ROOT / "docs" / "pipeline.md", "yaml")
+    example, iterations = blocks(ROOT / "docs" / "pipeline.md", "yaml")
     (tmp_path / "base").mkdir()
     file = tmp_path / "example.yaml"
     file.write_text(example)
     recipe = load_recipe(str(file))
-    assert list(recipe.stages) == ["sft", "helpfulness_rm", "rejection_sampling"]
+    stages = ["sft", "helpfulness_rm", "rejection_sampling"]
+    assert list(recipe.stages) == stages
     assert yaml.safe_load(example)["name"] == recipe.head.name == "example"
+    file.write_text(example + iterations)
+    later = [
+        stage
+        for number in range(2, 6)
+        for stage in (
+            f"v{number}_helpfulness_pairs",
+            f"v{number}_helpfulness_rm",
+            f"v{number}_rejection_sampling",
+        )
+    ]
+    assert list(load_recipe(str(file)).stages) == [*stages, "v1_rejection_sampling", *later, "v5_ppo"]
+
+
+def test_iterations_of_the_test_world_are_the_papers_schedule() -> None:
+    """recipes/tiny/iterations.yaml: as many stages as it says, and no version is optimised against the third model."""
+    file = ROOT / "recipes" / "tiny" / "iterations.yaml"
+    recipe = load_recipe(str(file))
+    assert f"(its {len(recipe.stages)} stages)" in file.read_text(encoding="utf-8")
+    policies = [name for name in recipe.stages if "rejection" in name or "ghost" in name or "ppo" in name]
+    assert policies == [
+        *("v1_rejection_sampling", "v2_rejection_sampling", "v3_rejection_sampling", "v3_ghost_attention"),
+        *("v4_rejection_sampling", "v5_rejection_sampling", "v5_ppo"),
+    ]
+    judges = {recipe.stages[name].model_dump().get("helpfulness") for name in policies}
+    assert judges == {None, *(f"v{number}_helpfulness_rm" for number in range(1, 6))}
+    assert recipe.evaluation is not None
+    assert (recipe.evaluation.helpfulness, recipe.evaluation.independent) == (
+        "v5_helpfulness_rm",
+        "independent_rm",
+    )
+    # The command in its head: without new pairs.
+    without = [
+        "iterations.preferences=null",
+        "evaluation.helpfulness=helpfulness_rm",
+        "evaluation.safety=safety_rm",
+    ]
+    assert all(change in file.read_text(encoding="utf-8") for change in without)
+    assert not [name for name in load_recipe(str(file), without).stages if "pairs" in name]
 
 
 SFT_EXAMPLE = "counts: [100, 60] "

@@ -26,6 +26,7 @@ BETWEEN_STAGES = {
         "pooling scoring",
         "the reward models score responses and lend their trunk to the value model",
     ),
+    ("preferences", "testbed"): ("annotator", "the test world's annotator may choose between the answers"),
     ("rejection_sampling", "reward"): ("scoring", "samples are ranked by the reward models"),
     ("rejection_sampling", "sft"): ("config made_data", "the best samples are trained on as SFT trains"),
     ("ghost_attention", "sft"): ("config made_data", "made dialogues are trained on as SFT trains"),

@@ -93,20 +93,7 @@ _CHECKPOINT_STEPS = 2
 
 def run_stage(config: Config, settings: RunSettings, directory: StageDirectory) -> Metrics:
     """A chain of numbers that depends on configuration, seed, input model and data, with checkpoints."""
-    checkpoint = directory.checkpoints / "state.json"
-    step, value = read_json(checkpoint) if checkpoint.exists() else (0, _start(config, settings))
-    lines = directory.metrics_file.read_text().splitlines() if directory.metrics_file.exists() else []
-    with atomic_path(directory.metrics_file) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines[:step]))
-    while step < config.training.steps:
-        _misbehave(directory, step)
-        value = zlib.crc32(f"{value}/{config.training.learning_rate}".encode())
-        with directory.metrics_file.open("a") as stream:
-            stream.write(json.dumps({"step": step, "value": value}) + "\n")
-        step += 1
-        if step % _CHECKPOINT_STEPS == 0 or interruption.requested():
-            write_json(checkpoint, [step, value])
-            interruption.raise_if_requested()
+    value = chain(config.training, _start(config, settings), directory)
     with atomic_path(directory.model) as temporary:
         temporary.mkdir()
         (temporary / "weights.txt").write_text(f"{value}\n")
@@ -115,6 +102,25 @@ def run_stage(config: Config, settings: RunSettings, directory: StageDirectory) 
         write_text(directory.path / "others.jsonl", json.dumps({"value": value + 1}) + "\n")
     remove(directory.checkpoints)
     return {"final": value}
+
+
+def chain(training: FakeTraining, start: int, directory: StageDirectory) -> int:
+    """The last of `training.steps` numbers; each but the first follows from the one before."""
+    checkpoint = directory.checkpoints / "state.json"
+    step, value = read_json(checkpoint) if checkpoint.exists() else (0, start)
+    lines = directory.metrics_file.read_text().splitlines() if directory.metrics_file.exists() else []
+    with atomic_path(directory.metrics_file) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines[:step]))
+    while step < training.steps:
+        _misbehave(directory, step)
+        value = zlib.crc32(f"{value}/{training.learning_rate}".encode())
+        with directory.metrics_file.open("a") as stream:
+            stream.write(json.dumps({"step": step, "value": value}) + "\n")
+        step += 1
+        if step % _CHECKPOINT_STEPS == 0 or interruption.requested():
+            write_json(checkpoint, [step, value])
+            interruption.raise_if_requested()
+    return int(value)
 
 
 def _start(config: Config, settings: RunSettings) -> int:

@@ -19,6 +19,11 @@ STAGES = [
     *("sft", "helpfulness_rm", "safety_rm"),
     *("v1", "v2", "v3", "ghost_attention", "v4", "v5", "ppo", "context_distillation"),
 ]
+OF_THE_70B = {
+    **{f"v{number}": f"v{number}_rejection_sampling" for number in range(1, 6)},
+    **{"ghost_attention": "v3_ghost_attention", "ppo": "v5_ppo"},
+}
+"""Its iterations give its stages names of their own."""
 BETA = {"llama2-7b": 0.01, "llama2-13b": 0.01, "llama2-34b": 0.005, "llama2-70b": 0.005}
 REWARD_RATE = {"llama2-7b": 1e-5, "llama2-13b": 1e-5, "llama2-34b": 1e-5, "llama2-70b": 5e-6}
 
@@ -39,6 +44,11 @@ def make_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(entry).write_text('{"prompt": "six words in a row here"}\n' * 50)
 
 
+def stage_of(name: str, stage: str) -> str:
+    """What a recipe calls a stage of `STAGES`."""
+    return OF_THE_70B.get(stage, stage) if name == "llama2-70b" else stage
+
+
 @pytest.fixture(params=SIZES)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -55,27 +65,28 @@ def test_the_four_are_packaged() -> None:
 
 
 def test_the_whole_line_stands_in_order(recipe: Recipe, name: str) -> None:
-    assert list(recipe.stages) == STAGES
+    stages = [stage_of(name, stage) for stage in STAGES]
+    assert list(recipe.stages) == stages
     assert recipe.head.name == name
     assert (recipe.head.precision, recipe.head.chat_format) == ("bfloat16", "llama2")
-    ghost, v4, v5, ppo, distilled = (recipe.stages[stage] for stage in STAGES[6:])
-    assert ghost.policy == "v3"
-    assert (ppo.policy, ppo.reference) == ("v5", None)
-    assert distilled.policy == "ppo"
+    ghost, v4, v5, ppo, distilled = (recipe.stages[stage] for stage in stages[6:])
+    assert ghost.policy == stage_of(name, "v3")
+    assert (ppo.policy, ppo.reference) == (stage_of(name, "v5"), None)
+    assert distilled.policy == stage_of(name, "ppo")
     # Ghost Attention would be lost if the versions after it started from the base.
     if name == "llama2-70b":
-        assert (v4.policy, v4.start_from) == ("ghost_attention", "policy")
-        assert (v5.policy, v5.start_from) == ("v4", "policy")
+        assert (v4.policy, v4.start_from) == ("v3_ghost_attention", "policy")
+        assert (v5.policy, v5.start_from) == ("v4_rejection_sampling", "policy")
     else:
         assert (v4.model, v5.model) == ("ghost_attention", "v4")
 
 
-def test_supervised_fine_tuning(recipe: Recipe) -> None:
+def test_supervised_fine_tuning(recipe: Recipe, name: str) -> None:
     # §3.1; every fine-tuning on made data is as in SFT (§3.2.3).
     names = [stage for stage in STAGES if stage not in ("helpfulness_rm", "safety_rm", "ppo")]
     assert len(names) == 8
     for stage in names:
-        training = recipe.stages[stage].training
+        training = recipe.stages[stage_of(name, stage)].training
         assert training.learning_rate == 2e-5
         assert training.batch_size == 64
         assert training.sequence_length == 4096
@@ -116,10 +127,13 @@ def test_rejection_sampling_of_the_70b(tmp_path: Path, monkeypatch: pytest.Monke
     # §3.2.3: 10 to 100 samples at a temperature in [1.2, 1.3]; the gate at 0.15.
     make_data("llama2-70b", tmp_path, monkeypatch)
     recipe = load_recipe("llama2-70b")
-    policies = ["sft", "v1", "v2", "ghost_attention", "v4"]
+    policies = ["sft", *(stage_of("llama2-70b", stage) for stage in ("v1", "v2", "ghost_attention", "v4"))]
     for number, policy in enumerate(policies, start=1):
-        config = recipe.stages[f"v{number}"]
+        config = recipe.stages[f"v{number}_rejection_sampling"]
         assert (config.kind, config.iteration, config.policy) == ("rejection_sampling", number, policy)
+        earlier = [f"v{before}_rejection_sampling.samples" for before in range(1, number)]
+        assert config.earlier_samples == earlier
+        assert config.start_from == ("base" if number <= 3 else "policy")
         assert 10 <= config.samples_per_prompt <= 100
         assert 1.2 <= config.sampling.temperature <= 1.3
         assert config.safety_threshold == 0.15
@@ -139,20 +153,21 @@ def test_the_others_are_trained_on_what_the_70b_kept(
         config = recipe.stages[f"v{number}"]
         assert (config.kind, config.dialogues) == ("sft", [f"samples_v{number}", "demonstrations"])
         # The file lies where a run of the 70B's recipe puts it.
-        place = large.index(f"v{number}") + 1
-        assert recipe.data[f"samples_v{number}"].path.endswith(f"stages/{place:02d}-v{number}/dataset.jsonl")
+        stage = f"v{number}_rejection_sampling"
+        folder = f"{large.index(stage) + 1:02d}-{stage}"
+        assert recipe.data[f"samples_v{number}"].path.endswith(f"stages/{folder}/dataset.jsonl")
 
 
-def test_ghost_attention(recipe: Recipe) -> None:
+def test_ghost_attention(recipe: Recipe, name: str) -> None:
     # §3.3, A.3.5: only the last answer is trained; half of the instructions are shortened.
-    config = recipe.stages["ghost_attention"]
+    config = recipe.stages[stage_of(name, "ghost_attention")]
     assert config.loss_policy == "last_answer"
     assert config.short_fraction == 0.5
 
 
 def test_ppo(recipe: Recipe, name: str) -> None:
     # §3.2.3.
-    config = recipe.stages["ppo"]
+    config = recipe.stages[stage_of(name, "ppo")]
     assert config.kl_coefficient == BETA[name]
     assert (config.clip_range, config.safety_threshold) == (0.2, 0.15)
     assert config.whiten_scores
@@ -198,7 +213,7 @@ def test_the_plan_estimates_every_stage_from_the_name_of_the_base(
         ("llama2-7b", "stages.ppo.kl_coefficient=0.005", "set 0.01"),
         ("llama2-13b", "stages.ppo.kl_coefficient=0.005", "set 0.01"),
         ("llama2-34b", "stages.ppo.kl_coefficient=0.01", "set 0.005"),
-        ("llama2-70b", "stages.ppo.kl_coefficient=0.01", "set 0.005"),
+        ("llama2-70b", "iterations.ppo.kl_coefficient=0.01", "set 0.005"),
         ("llama2-34b", "stages.safety_rm.training.learning_rate=5e-6", "set 1e-05"),
         ("llama2-70b", "stages.safety_rm.training.learning_rate=1e-5", "set 5e-06"),
     ],
@@ -210,13 +225,14 @@ def test_a_value_of_another_size_is_warned_of(
     assert run_command(["run", name, override, "--dry-run", "--output-dir", str(tmp_path / "out")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("warning:") == 1
-    assert f"warning: {override.partition('=')[0]}" in printed
+    key = override.partition("=")[0].replace("iterations.ppo", "stages.v5_ppo")
+    assert f"warning: {key}" in printed
     assert advice in printed
 
 
 def test_a_value_of_ones_own_is_not(tmp_path: Path, monkeypatch, capsys) -> None:
     make_data("llama2-70b", tmp_path, monkeypatch)
-    override = "stages.ppo.kl_coefficient=0.02"
+    override = "iterations.ppo.kl_coefficient=0.02"
     arguments = ["run", "llama2-70b", override, "--dry-run", "--output-dir", str(tmp_path / "out")]
     assert run_command(arguments) == 0
     assert "warning" not in capsys.readouterr().out

@@ -17,13 +17,18 @@ from llama2_chat.settings import RunSettings
 from llama2_chat.stage import STAGE_KINDS, EventLog, StageDirectory, stage_kind
 
 DATA_MAKERS = ["rejection_sampling", "ghost_attention", "context_distillation"]
-KINDS = ["pretrain", "sft", "reward", "rejection_sampling", "ppo", "ghost_attention", "context_distillation"]
+KINDS = [
+    *("pretrain", "sft", "reward", "preferences"),
+    *("rejection_sampling", "ppo", "ghost_attention", "context_distillation"),
+]
 
 
 def test_real_kinds() -> None:
     assert [name for name in STAGE_KINDS if not name.startswith("fake_")] == KINDS
     assert {name for name in KINDS if STAGE_KINDS[name].produces == "reward_model"} == {"reward"}
-    assert {name for name in KINDS if STAGE_KINDS[name].makes} == set(DATA_MAKERS)
+    assert {name for name in KINDS if STAGE_KINDS[name].produces is None} == {"preferences"}
+    assert {name for name in KINDS if STAGE_KINDS[name].makes} == {*DATA_MAKERS, "preferences"}
+    assert set(STAGE_KINDS["preferences"].data_names("v1")) == {"v1", "v1.held_out", "v1.samples"}
     assert {name for name in KINDS if STAGE_KINDS[name].makes_base} == {"pretrain"}
 
 
@@ -33,7 +38,8 @@ def test_configuration_of_each_kind(name: str) -> None:
     assert model.model_fields["kind"].default == name
     # A standalone configuration holds both in one mapping, so no name may stand for two things.
     assert not set(model.model_fields) & set(RunSettings.model_fields)
-    assert issubclass(model.model_fields["training"].annotation, BaseModel)  # type: ignore[arg-type]
+    if STAGE_KINDS[name].produces is not None:
+        assert issubclass(model.model_fields["training"].annotation, BaseModel)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +51,7 @@ def test_configuration_of_each_kind(name: str) -> None:
             "reward",
             {"model": "policy", "preferences": "data", "other_preferences": "data", "held_out": "data"},
         ),
+        ("preferences", {"policies": "policy", "prompts": "data"}),
         (
             "rejection_sampling",
             {
@@ -56,6 +63,7 @@ def test_configuration_of_each_kind(name: str) -> None:
                 "earlier_samples": "data",
                 "base": "policy",
                 "sft_dialogues": "data",
+                "earlier_samples": "data",
             },
         ),
     ],

@@ -23,11 +23,20 @@ def list_recipes() -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A packaged recipe, or a recipe file")],
+    expanded: Annotated[
+        bool, typer.Option("--expanded", help="With `iterations` written out as stages, without comments")
+    ] = False,
+) -> None:
     """Print a recipe."""
+    from llama2_chat.pipeline.iterations import expand_iterations
     from llama2_chat.pipeline.recipe import find_recipe
+    from llama2_chat.pipeline.yaml_files import dump, read_mapping
 
-    typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
+    file = find_recipe(name)
+    text = dump(expand_iterations(read_mapping(file))) if expanded else file.read_text(encoding="utf-8")
+    typer.echo(text, nl=False)
 
 
 @app.command()

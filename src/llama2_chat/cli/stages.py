@@ -17,7 +17,16 @@ _Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The stage's mapping plus the recipe-level keys")
 ]
 _Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
-_Output = Annotated[Path, typer.Option(help="Gets model/, metrics.jsonl, checkpoints/, done.json")]
+_Output = Annotated[
+    Path, typer.Option(help="Gets model/ or the data that is made, metrics.jsonl, checkpoints/, done.json")
+]
+
+_MADE_FILES = (
+    *("samples.jsonl", "samples.jsonl.partial", "held_out.jsonl"),
+    *("annotations.jsonl", "annotations.jsonl.partial", "to_annotate.jsonl"),
+    *("temperature.json", "temperature_samples.jsonl", "temperature_samples.jsonl.partial"),
+    *("best_of.json", "pool.jsonl", "pool.jsonl.partial"),
+)
 
 
 def _command(kind: str, doc: str) -> Callable[..., None]:
@@ -32,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "pretrain": _command("pretrain", "Train a base model from nothing."),
     "sft": _command("sft", "Supervised fine-tuning on dialogues."),
     "reward": _command("reward", "Train a reward model on preference pairs."),
+    "preferences": _command("preferences", "Collect preference pairs: sample two answers, have one chosen."),
     "rejection-sampling": _command("rejection_sampling", "Sample, keep the best, fine-tune on it."),
     "ppo": _command("ppo", "Optimise the reward by PPO with a KL penalty."),
     "ghost-attention": _command("ghost_attention", "Teach instructions that last through a dialogue."),
@@ -81,7 +91,16 @@ def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -
         run_stage_file(config_file, kind, directory, fingerprint, overrides)
         distributed.disconnect()
     if main:
-        typer.echo(f"{output_dir}: done; the model is in {directory.model}")
+        typer.echo(f"{output_dir}: done; {_result(kind, directory)}")
+
+
+def _result(kind: str, directory: StageDirectory) -> str:
+    """Where to find what a stage of this kind makes."""
+    from llama2_chat.stage import STAGE_KINDS
+
+    if STAGE_KINDS[kind].produces:
+        return f"the model is in {directory.model}"
+    return f"{', '.join(made.file for made in STAGE_KINDS[kind].makes.values())} are in {directory.path}"
 
 
 def _refuse_many_processes(kind: str) -> None:
@@ -128,7 +147,6 @@ def _refuse_what_is_not_ours(directory: StageDirectory, shown: Path) -> None:
 
 def _left_by_another(directory: StageDirectory) -> list[Path]:
     """What an earlier call with another configuration may have left; `done.json` goes first."""
-    sampled = (directory.samples, directory.temperature_samples, directory.pool)
     return [
         directory.done_file,
         directory.model,
@@ -137,9 +155,6 @@ def _left_by_another(directory: StageDirectory) -> list[Path]:
         directory.adapter,
         directory.answers,
         directory.tracking,
-        *sampled,
-        *(file.with_name(f"{file.name}.partial") for file in sampled),
-        directory.temperature,
-        directory.best_of,
         directory.dataset,
+        *(directory.path / name for name in _MADE_FILES),
     ]

@@ -115,6 +115,12 @@ def estimate_stage(
     """
     if parameters is None:
         return Estimate(None, None, None)
+    if config.kind == "preferences":
+        # One policy at a time is held, and every prompt gets two answers.
+        if not tokens or not rows:
+            return Estimate(_WEIGHT_BYTES * parameters, 0.0, None)
+        drawn = min(1.0, (config.max_prompts or rows) / rows)
+        return Estimate(_WEIGHT_BYTES * parameters, 0.0, 2 * 2.0 * tokens * drawn * parameters / flops)
     adapter = getattr(config.training, "lora", None) is not None
     trained = _WEIGHT_BYTES if adapter else _TRAINING_BYTES
     checkpoints = 0 if adapter else 2 * (_TRAINING_BYTES - _WEIGHT_BYTES)

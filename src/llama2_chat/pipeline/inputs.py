@@ -23,10 +23,12 @@ class Inputs:
 
     def add_stage(self, recipe: Recipe, name: str, directory: StageDirectory, fingerprint: str) -> None:
         """The model of a stage, which may be the run's base, and the data that it made can be used from now on."""
-        for known_as in [name, *(["base"] if name == recipe.base_stage else [])]:
-            self.paths[f"model:{known_as}"] = str(directory.model)
-            self.hashes[f"model:{known_as}"] = fingerprint
-        for data, made in STAGE_KINDS[recipe.kind_of(name)].data_names(name).items():
+        kind = STAGE_KINDS[recipe.kind_of(name)]
+        known_as = [name, *(["base"] if name == recipe.base_stage else [])] if kind.produces else []
+        for model in known_as:
+            self.paths[f"model:{model}"] = str(directory.model)
+            self.hashes[f"model:{model}"] = fingerprint
+        for data, made in kind.data_names(name).items():
             if data not in recipe.data:
                 file = directory.path / made.file
                 self.paths[f"data:{data}"] = str(file)

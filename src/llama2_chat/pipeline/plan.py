@@ -104,13 +104,15 @@ def _row(
     kind: str = config.kind  # type: ignore[attr-defined]
     inputs = [name for referring in references(config) for name in referring.names]
     inputs += custom_reward_names(config.model_dump())
-    output = f"stages/{directory.path.name}/model"
-    output = ", ".join([output, *(made.file for made in STAGE_KINDS[kind].makes.values())])
+    made = [
+        *(["model"] if STAGE_KINDS[kind].produces else []),
+        *(m.file for m in STAGE_KINDS[kind].makes.values()),
+    ]
     return {
         "stage": name,
         "kind": kind,
         "inputs": ", ".join(dict.fromkeys(inputs)),
-        "output": output,
+        "output": f"stages/{directory.path.name}/{', '.join(made)}",
         "state": state,
         "memory": "unknown" if need.memory is None else f"≥ {format_bytes(need.memory)}",
         "disk": format_bytes(need.disk),
@@ -127,7 +129,8 @@ def write_configs(recipe: Recipe, root: Path, folder: Path) -> list[Path]:
     """
     run = RunDirectory(root, list(recipe.stages))
     paths = dict(base_inputs(recipe, run).paths)
-    paths |= {f"model:{name}": str(run.stage(name).model) for name in recipe.stages}
+    with_model = [name for name in recipe.stages if STAGE_KINDS[recipe.kind_of(name)].produces]
+    paths |= {f"model:{name}": str(run.stage(name).model) for name in with_model}
     paths |= {
         f"data:{data}": str(run.stage(name).path / made.file)
         for name in recipe.stages

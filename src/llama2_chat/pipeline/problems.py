@@ -72,7 +72,8 @@ def _allowed_keys(model: type[BaseModel], place: list[str]) -> list[str]:
     models = [model]
     for part in place:
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
-        models = [nested for field in fields for nested in _models_in(field.annotation)]
+        # A part that is no field is a place in a list, or a key of a mapping, of these models.
+        models = [nested for field in fields for nested in _models_in(field.annotation)] if fields else models
     return list(dict.fromkeys(field.alias or name for m in models for name, field in m.model_fields.items()))
 
 

@@ -17,6 +17,7 @@ from llama2_chat.errors import MissingFileError, RecipeError, did_you_mean
 from llama2_chat.evaluation.config import EvaluationConfig
 from llama2_chat.pipeline.custom_rewards import anchored, custom_reward_problems
 from llama2_chat.pipeline.data_entries import DataEntry, validated_entries
+from llama2_chat.pipeline.iterations import Expansion, expansion
 from llama2_chat.pipeline.problems import validated
 from llama2_chat.pipeline.reference_checks import (
     base_problems,
@@ -30,7 +31,7 @@ from llama2_chat.pipeline.yaml_files import apply_overrides, read_mapping
 from llama2_chat.settings import RunSettings, StrictModel
 from llama2_chat.stage import STAGE_KINDS
 
-_SECTIONS = ("data", "stages", "evaluation")
+_SECTIONS = ("data", "stages", "iterations", "evaluation")
 _RESERVED_STAGE_NAMES = ("base", "evaluation")
 
 
@@ -133,8 +134,10 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) -> Recipe:
-    """Check a recipe's mapping; see `load_recipe`."""
+    """Check a recipe's mapping; see `load_recipe`. Its `iterations` are written out as stages first."""
     problems: list[str] = []
+    expanded = _expanded(mapping, problems)
+    whole, mapping = not problems, expanded.recipe
     rest = {key: value for key, value in mapping.items() if key not in _SECTIONS}
     head = validated(RecipeHead, rest, "", problems, elsewhere=_SECTIONS)
     data = validated_entries(mapping.get("data") or {}, folder, problems)
@@ -150,12 +153,21 @@ def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) ->
         if evaluation is not None:
             evaluation = anchored(evaluation, folder)
             problems += custom_reward_problems(evaluation, "evaluation")
-    problems += reference_problems(mapping)
+    # The evaluation may name stages that broken iterations did not make.
+    problems += [p for p in reference_problems(mapping) if whole or not p.startswith("evaluation.")]
     problems += base_problems(mapping, folder)
     problems += model_problems(mapping, folder)
     if problems or head is None:
-        raise RecipeError(source, problems)
+        raise RecipeError(source, expanded.located(problems))
     return Recipe(head, data, stages, evaluation, folder, source, base_stage(mapping))
+
+
+def _expanded(mapping: Mapping[str, Any], problems: list[str]) -> Expansion:
+    try:
+        return expansion(mapping)
+    except RecipeError as error:
+        problems += error.problems
+        return Expansion({key: value for key, value in mapping.items() if key != "iterations"})
 
 
 def _stages(value: Any, problems: list[str]) -> dict[str, StrictModel]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from llama2_chat.errors import did_you_mean
 from llama2_chat.evaluation.config import EvaluationConfig
+from llama2_chat.pipeline.iterations_config import IterationsConfig
 from llama2_chat.pipeline.references import Referring, references_in_mapping
 from llama2_chat.stage import STAGE_KINDS
 
@@ -21,14 +22,11 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 def reference_problems(recipe: Mapping[str, Any]) -> list[str]:
     """References of every stage of a known kind (though other keys of it may be wrong) and the evaluation."""
     problems = []
-    written = recipe.get("stages")
-    stages = written if isinstance(written, Mapping) else {}
+    stages, stage_names, kinds = _stages(recipe)
     data = recipe.get("data")
     data_names = [str(name) for name in data] if isinstance(data, Mapping) else []
-    stage_names = [str(name) for name in stages]
     named = recipe.get("models")
     models = [str(name) for name in named] if isinstance(named, Mapping) else []
-    kinds = {str(name): kind for name, stage in stages.items() if (kind := kind_of(stage)) is not None}
     for name, stage in stages.items():
         if (kind := kind_of(stage)) is not None:
             found = references_in_mapping(STAGE_KINDS[kind].load_config_class(), stage)
@@ -39,6 +37,24 @@ def reference_problems(recipe: Mapping[str, Any]) -> list[str]:
         found = references_in_mapping(EvaluationConfig, evaluation)
         problems += _problems(found, "evaluation", data_names, stage_names, kinds, stage_names, models)
     return problems
+
+
+def start_problems(recipe: Mapping[str, Any]) -> list[str]:
+    """What `iterations` start from: a policy and reward models of `stages`."""
+    written = recipe.get("iterations")
+    if not isinstance(written, Mapping):
+        return []
+    _, stage_names, kinds = _stages(recipe)
+    found = references_in_mapping(IterationsConfig, written)
+    return _problems(found, "iterations", [], stage_names, kinds, stage_names)
+
+
+def _stages(recipe: Mapping[str, Any]) -> tuple[Mapping[Any, Any], list[str], dict[str, str]]:
+    """The stages as they are written, their names, and the known kinds by name."""
+    written = recipe.get("stages")
+    stages = written if isinstance(written, Mapping) else {}
+    kinds = {str(name): kind for name, stage in stages.items() if (kind := kind_of(stage)) is not None}
+    return stages, [str(name) for name in stages], kinds
 
 
 def kind_of(stage: Any) -> str | None:

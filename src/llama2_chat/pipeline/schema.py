@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import BaseModel
 
 from llama2_chat.evaluation.config import EvaluationConfig
 from llama2_chat.pipeline.data_entries import FileData, GeneratedData, ImportedData
+from llama2_chat.pipeline.iterations_config import FILLED_IN, IterationsConfig
 from llama2_chat.pipeline.recipe import RecipeHead
 from llama2_chat.settings import StrictModel
 from llama2_chat.stage import STAGE_KINDS
@@ -35,6 +38,8 @@ def recipe_schema() -> dict[str, Any]:
     }
     properties["data"] = {"type": "object", "additionalProperties": {"anyOf": entries}}
     properties["stages"] = {"type": "object", "minProperties": 1, "additionalProperties": {"anyOf": stages}}
+    properties["iterations"] = {"anyOf": [defined(IterationsConfig), {"type": "null"}]}
+    _describe_sections(definitions)
     properties["evaluation"] = {"anyOf": [defined(EvaluationConfig), {"type": "null"}]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -45,3 +50,23 @@ def recipe_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "$defs": definitions,
     }
+
+
+def _describe_sections(definitions: dict[str, Any]) -> None:
+    """Sections of `iterations`: their own keys and those of their kind of stage, none of which has to be there."""
+    iterations = definitions[IterationsConfig.__name__]["properties"]
+    for name, filled_in in FILLED_IN.items():
+        annotation = IterationsConfig.model_fields[name].annotation
+        own = next((part for part in (annotation, *get_args(annotation)) if _is_model(part)), None)
+        of_stage = definitions[STAGE_KINDS[name].load_config_class().__name__]["properties"]
+        properties = {key: value for key, value in of_stage.items() if key not in filled_in}
+        properties |= definitions[own.__name__]["properties"] if own is not None else {}
+        section = {"type": "object", "properties": properties, "additionalProperties": False}
+        definitions[f"{name}_section"] = section
+        described = {"$ref": f"#/$defs/{name}_section"}
+        optional = iterations[name].get("anyOf") is not None
+        iterations[name] = {"anyOf": [described, {"type": "null"}]} if optional else described
+
+
+def _is_model(part: Any) -> bool:
+    return isinstance(part, type) and issubclass(part, BaseModel)

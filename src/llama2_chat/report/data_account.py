@@ -22,6 +22,10 @@ REASONS = {
     "cut_off": "the answer reached the length limit",
     "empty": "the answer is empty",
     "chat_tag": "the answer holds a chat tag, which ends it",
+    "incomplete": "an answer of the pair was cut off or is empty",
+    "identical": "both variants gave the same answer",
+    "seen_before": "the same prompt and answers as a pair before",
+    "prefers_unsafe": "the preferred answer is the unsafe one of a safe and an unsafe one",
 }
 """What the counts mean, in words."""
 

@@ -103,7 +103,9 @@ def _draw_dots(lane: Lane, left: int) -> Html:
 def _draw_row(run: RunRecord, name: str, row: int, left: int) -> Html:
     y = row * _ROW + (_ROW - _BOX) / 2
     stage = run.stage(name)
-    colour = _REWARD if stage is not None and stage.makes_reward_model else _POLICY
+    colour = _POLICY
+    if stage is not None and not stage.makes_policy:
+        colour = _REWARD if stage.makes_reward_model else _GREY
     waiting = stage is not None and not stage.done
     box = element(
         "rect",
@@ -148,10 +150,11 @@ def _output_text(stage: StageRecord) -> str:
     selection = stage.metrics.get("selection")
     kept = selection.get("kept") if isinstance(selection, dict) else None
     made = f"{kept:,} kept answers → " if isinstance(kept, int) else ""
-    if not stage.makes_reward_model:
+    if stage.makes_policy:
         return f"{made}policy"
+    result = "reward model" if stage.makes_reward_model else "preference pairs"
     domain = stage.config.get("domain")
-    return f"{domain} reward model" if domain else "reward model"
+    return f"{domain} {result}" if domain else result
 
 
 def _base_name(run: RunRecord) -> str:

@@ -157,7 +157,7 @@ def pipeline(run: RunRecord) -> Html:
         return Html("")
     note = (
         "Each lane is a model, from the stage that makes it to the stages that use it; "
-        "blue are policies, orange reward models. The second line of a box: data → output."
+        "blue are policies, orange reward models, grey boxes make data alone. The second line of a box: data → output."
     )
     return section(
         "The pipeline as run",

@@ -7,6 +7,7 @@ from pathlib import Path
 from llama2_chat.files import write_text
 from llama2_chat.report.curves import draw_curve, metric_names
 from llama2_chat.report.data_account import data_account
+from llama2_chat.report.iterations import versions
 from llama2_chat.report.markup import Html, element, figure, figures, folded, joined, page, section
 from llama2_chat.report.overview import heading, pipeline, resolved_recipe, results, times
 from llama2_chat.report.policies import kl_against_reward, policies
@@ -42,6 +43,7 @@ def report_page(run: RunRecord) -> str:
         training(run),
         reward_models(run),
         rejection_sampling(run),
+        versions(run),
         policies(run),
         kl_against_reward(run),
         samples(run),

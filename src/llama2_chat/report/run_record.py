@@ -56,8 +56,13 @@ class StageRecord:
 
     @property
     def makes_reward_model(self) -> bool:
-        """Whether a reward model comes out, not a policy."""
+        """Whether a reward model comes out."""
         return self.kind in STAGE_KINDS and STAGE_KINDS[self.kind].produces == "reward_model"
+
+    @property
+    def makes_policy(self) -> bool:
+        """Whether a policy comes out, as from most kinds and from one that this version does not know."""
+        return self.kind not in STAGE_KINDS or STAGE_KINDS[self.kind].produces == "policy"
 
 
 @dataclass(frozen=True)
