@@ -63,7 +63,6 @@ def test_configuration_of_each_kind(name: str) -> None:
                 "earlier_samples": "data",
                 "base": "policy",
                 "sft_dialogues": "data",
-                "earlier_samples": "data",
             },
         ),
     ],

@@ -25,8 +25,7 @@ def reference_problems(recipe: Mapping[str, Any]) -> list[str]:
     stages, stage_names, kinds = _stages(recipe)
     data = recipe.get("data")
     data_names = [str(name) for name in data] if isinstance(data, Mapping) else []
-    named = recipe.get("models")
-    models = [str(name) for name in named] if isinstance(named, Mapping) else []
+    models = _model_names(recipe)
     for name, stage in stages.items():
         if (kind := kind_of(stage)) is not None:
             found = references_in_mapping(STAGE_KINDS[kind].load_config_class(), stage)
@@ -46,7 +45,7 @@ def start_problems(recipe: Mapping[str, Any]) -> list[str]:
         return []
     _, stage_names, kinds = _stages(recipe)
     found = references_in_mapping(IterationsConfig, written)
-    return _problems(found, "iterations", [], stage_names, kinds, stage_names)
+    return _problems(found, "iterations", [], stage_names, kinds, stage_names, _model_names(recipe))
 
 
 def _stages(recipe: Mapping[str, Any]) -> tuple[Mapping[Any, Any], list[str], dict[str, str]]:
@@ -55,6 +54,12 @@ def _stages(recipe: Mapping[str, Any]) -> tuple[Mapping[Any, Any], list[str], di
     stages = written if isinstance(written, Mapping) else {}
     kinds = {str(name): kind for name, stage in stages.items() if (kind := kind_of(stage)) is not None}
     return stages, [str(name) for name in stages], kinds
+
+
+def _model_names(recipe: Mapping[str, Any]) -> list[str]:
+    """What `models` calls the models beside the base."""
+    named = recipe.get("models")
+    return [str(name) for name in named] if isinstance(named, Mapping) else []
 
 
 def kind_of(stage: Any) -> str | None:
