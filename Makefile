@@ -16,7 +16,7 @@ demo: $(VENV)/.installed ## the whole method on the embedded test world, in some
 	@echo "Talk to it: $(BIN)/llama2-chat chat $(DEMO_OUTPUT)"
 
 test: $(VENV)/.installed-test lint ## what must be green before every commit
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest -m "not long" --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-long: $(VENV)/.installed-test ## what takes minutes: three seeds, kills, real data
 	$(BIN)/pytest -m long

@@ -203,10 +203,10 @@ def test_full_disk_in_a_stage(
 
 
 def test_file_size_limit_counts_as_a_full_disk(workspace: Path, cli: Any) -> None:
-    """A real refusal of the operating system: the metrics pass 1 KiB in the middle of a line."""
-    arguments = ["run", "recipe.yaml", "stages.first.training.steps=60", "--output-dir"]
+    """A real refusal of the operating system: the metrics pass 2 KiB in the middle of a line."""
+    arguments = ["run", "recipe.yaml", "stages.first.training.steps=120", "--output-dir"]
     ended = subprocess.run(
-        ["bash", "-c", 'ulimit -f 1; exec "$@"', "-", *command(*arguments, "out")],
+        ["bash", "-c", 'ulimit -f 2; exec "$@"', "-", *command(*arguments, "out")],
         capture_output=True,
         text=True,
         timeout=60,
@@ -216,7 +216,7 @@ def test_file_size_limit_counts_as_a_full_disk(workspace: Path, cli: Any) -> Non
     assert ended.returncode == 1
     assert "no space left on the disk" in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert (workspace / "out/stages/01-first/metrics.jsonl").stat().st_size == 1024
+    assert (workspace / "out/stages/01-first/metrics.jsonl").stat().st_size == 2048
     assert cli(*arguments, "out").code == 0
     assert cli(*arguments, "whole").code == 0
     assert content(workspace / "out") == content(workspace / "whole")

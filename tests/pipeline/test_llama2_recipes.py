@@ -138,9 +138,8 @@ def test_rejection_sampling_of_the_70b(tmp_path: Path, monkeypatch: pytest.Monke
         assert 1.2 <= config.sampling.temperature <= 1.3
         assert config.safety_threshold == 0.15
         # Up to V3 the version's own samples alone, then the best of all prior versions.
-        earlier = range(1, number) if number >= 4 else ()
-        assert config.earlier_samples == [f"v{version}.samples" for version in earlier]
-        assert config.pool == "best_of_all"
+        assert config.uses_earlier == (number >= 4)
+        assert config.pool == ("last_iteration" if number in (2, 3) else "best_of_all")
 
 
 @pytest.mark.parametrize("name", SIZES[:3], indirect=True)

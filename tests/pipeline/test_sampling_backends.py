@@ -33,6 +33,7 @@ def test_only_rejection_sampling_takes_a_server() -> None:
     classes["evaluation"] = EvaluationConfig
     sampling = {name: kind for name, kind in classes.items() if "sampling" in kind.model_fields}
     assert set(sampling) == {
+        "preferences",
         "rejection_sampling",
         "ppo",
         "ghost_attention",
