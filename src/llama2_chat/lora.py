@@ -80,9 +80,10 @@ def merged_meanwhile(model: Any) -> Iterator[None]:
     before = [layer.get_base_layer().weight.data for layer in layers]
     try:
         with torch.no_grad():
-            for layer in layers:
+            for layer, weight in zip(layers, before, strict=True):
                 product = sum(layer.get_delta_weight(name) for name in layer.active_adapters)
-                layer.get_base_layer().weight.data = layer.get_base_layer().weight.data + product
+                # Adapters are float32 also where the weights are not.
+                layer.get_base_layer().weight.data = weight + product.to(weight.dtype)
                 layer.merged_adapters = list(layer.active_adapters)
         yield
     finally:

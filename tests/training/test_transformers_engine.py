@@ -12,7 +12,7 @@ import torch
 from llama2_chat.generation import cohort, shared_decoding, transformers_engine
 from llama2_chat.generation.transformers_engine import TransformersEngine
 from llama2_chat.logprobs import response_logprobs
-from llama2_chat.lora import with_adapter
+from llama2_chat.lora import merged_meanwhile, with_adapter
 from llama2_chat.settings import LoraConfig, SamplingConfig
 
 STOP = 2
@@ -233,6 +233,16 @@ def test_an_adapter_is_merged_while_sampling_and_its_weights_are_the_same_afterw
             oracle = [logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(response.token_ids)]
             assert response.logprobs == pytest.approx(oracle, abs=1e-4)
     assert computed
+
+
+def test_a_merged_adapter_keeps_the_weights_precision(tiny_llama, prompts) -> None:
+    adapted = with_adapter(tiny_llama().to(torch.bfloat16), LoraConfig(rank=4), seed=0)
+    weight = adapted.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight
+    with merged_meanwhile(adapted):
+        assert weight.dtype == torch.bfloat16
+    made = TransformersEngine(adapted, stop_id=STOP, padding_id=0)
+    rows = made.generate(prompts, samples_per_prompt=2, sampling=SamplingConfig(max_new_tokens=4), seed=0)
+    assert [len(row) for row in rows] == [2] * len(prompts)
 
 
 @pytest.mark.parametrize("masked", [False, True])
