@@ -131,7 +131,7 @@ def _run_stage(
         for path in (directory.done_file, directory.started_file, directory.path):
             remove(path)
     done = directory.done_file.exists()
-    begun = directory.checkpoints.exists() or directory.samples.exists()
+    begun = directory.checkpoints.exists() or any(directory.path.glob("*samples.jsonl*"))  # or a part of them
     _say(f"{shown}: {'done already' if done else 'continues' if begun else 'starts'}")
     if not done:
         write_json(directory.started_file, {"fingerprint": fingerprint})
