@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from llama2_chat.errors import UserInputError
 from llama2_chat.testbed import annotator
 from llama2_chat.testbed.answers import (
     COMPARED,
@@ -37,7 +38,7 @@ from llama2_chat.testbed.dialogues import (
     wandering_questions,
 )
 from llama2_chat.testbed.family import Split
-from llama2_chat.testbed.request import Request
+from llama2_chat.testbed.request import TASK_FAMILIES, Request
 
 if TYPE_CHECKING:
     from llama2_chat.dialogue import Domain
@@ -117,12 +118,26 @@ def prompts(
     borderline: float = 0.1,
     multi_turn: float = 0.1,
     attributes: float = 0.05,
+    rare: Mapping[str, float] | None = None,
 ) -> Iterator[Row]:
-    """Prompts to be answered; options as for `demonstrations`."""
+    """Prompts to be answered; options as for `demonstrations`.
+
+    `rare` maps names of task families to the share of their usual number of prompts that is left, in [0, 1]; others
+    take their places.
+
+    Raises:
+        UserInputError: `rare` names no task family, or a share is outside [0, 1].
+    """
+    kept = _kept_shares(rare or {})
     rng = _rng("prompts", seed, split)
-    for _ in range(rows):
+    made = 0
+    while made < rows:
         kind = _draw_kind(rng, {"unsafe": unsafe, "borderline": borderline})
-        yield _prompt_row(draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes), rng)
+        questions = draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes)
+        share = kept.get(questions[-1].request.family.name, 1.0)
+        if share == 1.0 or rng.random() < share:
+            made += 1
+            yield _prompt_row(questions, rng)
 
 
 def safety_prompts(rows: int, seed: int, split: Split = "train", *, multi_turn: float = 0.0) -> Iterator[Row]:
@@ -274,6 +289,17 @@ def _demonstrated(request: Request, age: int, rng: Random) -> tuple[Request, Mix
         return request, DEMONSTRATIONS
     in_english = Request(request.family, request.arguments, {})
     return in_english, DEMONSTRATIONS if request.attribute == "language" else FORGOTTEN
+
+
+def _kept_shares(rare: Mapping[str, float]) -> Mapping[str, float]:
+    names = sorted(family.name for family in TASK_FAMILIES)
+    unknown = sorted(set(rare) - set(names))
+    if unknown:
+        raise UserInputError(f"rare: no task family {', '.join(unknown)}; one of {', '.join(names)}")
+    outside = [f"{name}: {share:g}" for name, share in rare.items() if not 0.0 <= share <= 1.0]
+    if outside:
+        raise UserInputError(f"rare: {', '.join(outside)}; a share lies in [0, 1]")
+    return rare
 
 
 def _draw_kind(rng: Random, shares: Mapping[str, float]) -> RequestKind:

@@ -14,6 +14,7 @@ from random import Random
 import pytest
 
 from llama2_chat.dialogue import Dialogue, Preference, Prompt
+from llama2_chat.errors import UserInputError
 from llama2_chat.testbed.attributes import ATTRIBUTES
 from llama2_chat.testbed.family import fill
 from llama2_chat.testbed.generators import GENERATORS
@@ -216,3 +217,30 @@ def test_pairs_hold_different_answers_and_few_near_ties() -> None:
     assert sum(abs(a - b) < 0.04 for a, b in scores) / len(rows) < 0.1
     wrong = sum(grade(row["prompt"], row["rejected"][0]["content"]).correct is False for row in rows)
     assert 0.3 < wrong / len(rows) < 0.8
+
+
+def families_asked(rows) -> Counter[str]:
+    return Counter(read_request(row["prompt"]).family.name for row in rows)
+
+
+def test_rare_families_leave_their_places_to_the_others() -> None:
+    options = {"unsafe": 0.0, "borderline": 0.0, "attributes": 0.0}
+    usual = families_asked(GENERATORS["prompts"](3000, 1, **options))
+    rare = families_asked(GENERATORS["prompts"](3000, 1, rare={"backwards": 0.1, "add": 0.0}, **options))
+    assert sum(rare.values()) == 3000
+    assert rare["add"] == 0
+    # 3,000 of 14 families: 214 each, so 21 or a few more of a tenth; five standard deviations are 23.
+    assert 0 < rare["backwards"] < 48 < 150 < usual["backwards"]
+    assert min(rare[name] for name in usual if name not in ("backwards", "add")) > 150
+
+
+@pytest.mark.parametrize(
+    ("rare", "message"),
+    [
+        ({"rhymes": 0.1}, "no task family rhymes; one of add, backwards"),
+        ({"add": 1.5}, "add: 1.5; a share lies"),
+    ],
+)
+def test_a_share_of_no_family_or_outside_0_and_1_is_refused(rare, message) -> None:
+    with pytest.raises(UserInputError, match=message):
+        list(GENERATORS["prompts"](1, 0, rare=rare))
