@@ -282,6 +282,28 @@ def test_links_lead_somewhere() -> None:
     assert checked > 15
 
 
+def test_rejection_sampling_on_real_prompts_is_valid(
+    inputs_there: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """recipes/smollm2-135m/rejection_sampling.yaml: its reward models are those of a run of reward.yaml."""
+    folder = ROOT / "recipes" / "smollm2-135m"
+    stages = list(load_recipe(str(folder / "reward.yaml")).stages)
+    monkeypatch.setenv("LLAMA2_CHAT_REWARD_RUN", str(tmp_path / "run"))
+    for number, name in enumerate(stages, start=1):
+        (tmp_path / "run" / "stages" / f"{number:02}-{name}" / "model").mkdir(parents=True)
+    recipe = load_recipe(str(folder / "rejection_sampling.yaml"))
+    assert sorted(recipe.head.models) == sorted(stages)
+    limits = [recipe.data[name].limit for name in ("helpful_prompts", "harmful_prompts")]  # type: ignore[union-attr]
+    assert sum(limits) == 64
+
+
+def test_sampling_yaml_is_valid() -> None:
+    """recipes/tiny/sampling.yaml: the two second versions differ in what is selected from alone."""
+    recipe = load_recipe(str(ROOT / "recipes" / "tiny" / "sampling.yaml"))
+    last, pool = (recipe.stages[name].model_dump() for name in ("v2_last", "v2_pool"))
+    assert {key for key in last if last[key] != pool[key]} == {"pool"}
+
+
 def test_commands_that_are_named_exist() -> None:
     import typer
 

@@ -115,6 +115,45 @@ def test_a_configuration_alone_may_use_the_name(small: Path, other_process: Any)
     assert 'smal (did you mean "small"?)' in ended.err
 
 
+def write_config(folder: Path, **config: object) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+REWARD_MODEL = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+
+
+def test_a_reward_model_may_stand_where_one_may(small: Path, cli: Any, change: Change) -> None:
+    judge = small.with_name("judge_model")
+    judge.mkdir()
+    write_config(judge, **REWARD_MODEL)
+    change("models", {"small": "small_model", "own_judge": "judge_model"})
+    change("stages.second.helpfulness", "own_judge")
+    assert run(cli) == ["first", "judge", "second"]
+    config = yaml.safe_load(Path("out/stages/03-second/config.yaml").read_text())
+    assert Path(config["helpfulness"]) == judge
+    before = final()
+    (judge / "weights.txt").write_text("other\n")
+    assert run(cli) == ["second"]
+    assert final() != before
+    change("stages.second.model", "own_judge")
+    with pytest.raises(
+        RecipeError, match=r'stages.second.model: "own_judge" is not a policy.*allowed here: base, small'
+    ):
+        load_recipe("recipe.yaml")
+
+
+def test_a_configuration_alone_may_name_a_reward_model(small: Path, other_process: Any) -> None:
+    head = {"base_model": "base_model", "models": {"own": "small_model"}}
+    mapping = {**head, "model": "base", "dialogues": ["talks.jsonl"], "helpfulness": "own"}
+    Path("one.yaml").write_text(yaml.safe_dump(mapping))
+    assert other_process("fake-policy", "one.yaml", "--output-dir", "named").code == 0
+    judge = yaml.safe_load(Path("named/config.yaml").read_text())["helpfulness"]
+    assert (Path("named") / judge).resolve() == small
+    Path("one.yaml").write_text(yaml.safe_dump({**mapping, "helpfulness": "base"}))
+    ended = other_process("fake-policy", "one.yaml", "--output-dir", "wrong")
+    assert (ended.code, "helpfulness: no such model folder" in ended.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "parts"),
     [
@@ -151,6 +190,7 @@ def test_a_configuration_alone_may_use_the_name(small: Path, other_process: Any)
 def test_what_is_wrong_is_told_with_its_key(
     small: Path, change: Change, key: str, value: object, parts: list[str]
 ) -> None:
+    write_config(small, architectures=["LlamaForCausalLM"])
     change(key, value)
     with pytest.raises(RecipeError) as caught:
         load_recipe("recipe.yaml")

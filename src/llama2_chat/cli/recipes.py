@@ -35,7 +35,11 @@ def show(
     from llama2_chat.pipeline.yaml_files import dump, read_mapping
 
     file = find_recipe(name)
-    text = dump(expand_iterations(read_mapping(file))) if expanded else file.read_text(encoding="utf-8")
+    text = (
+        dump(expand_iterations(read_mapping(file), file.parent))
+        if expanded
+        else file.read_text(encoding="utf-8")
+    )
     typer.echo(text, nl=False)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llama2_chat.errors import RecipeError, did_you_mean
@@ -60,16 +61,19 @@ class Expansion:
         return f"{found.key}{'.' if place else ''}{place}{colon}{message}"
 
 
-def expand_iterations(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def expand_iterations(recipe: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]:
     """The recipe with `iterations` written out as stages after those of `stages`; as it is where it has none.
+
+    Args:
+        folder: What relative paths in the recipe start from.
 
     Raises:
         RecipeError: with everything that is wrong with the compact form itself.
     """
-    return expansion(recipe).recipe
+    return expansion(recipe, folder).recipe
 
 
-def expansion(recipe: Mapping[str, Any]) -> Expansion:
+def expansion(recipe: Mapping[str, Any], folder: Path) -> Expansion:
     """The same, with what tells where a field was written."""
     rest = {key: value for key, value in recipe.items() if key != _KEY}
     stages = recipe.get("stages")
@@ -77,7 +81,7 @@ def expansion(recipe: Mapping[str, Any]) -> Expansion:
         return Expansion(rest)
     problems: list[str] = []
     config = validated(IterationsConfig, recipe[_KEY], _KEY, problems)
-    problems += start_problems(recipe)
+    problems += start_problems(recipe, folder)
     if config is not None:
         problems += _schedule_problems(config, stages)
     if config is None or problems:

@@ -136,7 +136,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) -> Recipe:
     """Check a recipe's mapping; see `load_recipe`. Its `iterations` are written out as stages first."""
     problems: list[str] = []
-    expanded = _expanded(mapping, problems)
+    expanded = _expanded(mapping, folder, problems)
     whole, mapping = not problems, expanded.recipe
     rest = {key: value for key, value in mapping.items() if key not in _SECTIONS}
     head = validated(RecipeHead, rest, "", problems, elsewhere=_SECTIONS)
@@ -154,7 +154,7 @@ def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) ->
             evaluation = anchored(evaluation, folder)
             problems += custom_reward_problems(evaluation, "evaluation")
     # The evaluation may name stages that broken iterations did not make.
-    problems += [p for p in reference_problems(mapping) if whole or not p.startswith("evaluation.")]
+    problems += [p for p in reference_problems(mapping, folder) if whole or not p.startswith("evaluation.")]
     problems += base_problems(mapping, folder)
     problems += model_problems(mapping, folder)
     if problems or head is None:
@@ -162,9 +162,9 @@ def validate_recipe(mapping: Mapping[str, Any], *, folder: Path, source: str) ->
     return Recipe(head, data, stages, evaluation, folder, source, base_stage(mapping))
 
 
-def _expanded(mapping: Mapping[str, Any], problems: list[str]) -> Expansion:
+def _expanded(mapping: Mapping[str, Any], folder: Path, problems: list[str]) -> Expansion:
     try:
-        return expansion(mapping)
+        return expansion(mapping, folder)
     except RecipeError as error:
         problems += error.problems
         return Expansion({key: value for key, value in mapping.items() if key != "iterations"})

@@ -5,10 +5,11 @@ Works on the mapping as it is written, so that one mistake in a stage hides no o
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llama2_chat.errors import did_you_mean
 from llama2_chat.evaluation.config import EvaluationConfig
@@ -19,13 +20,16 @@ from llama2_chat.stage import STAGE_KINDS
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
-def reference_problems(recipe: Mapping[str, Any]) -> list[str]:
+ModelKind = Literal["policy", "reward_model"]
+
+
+def reference_problems(recipe: Mapping[str, Any], folder: Path) -> list[str]:
     """References of every stage of a known kind (though other keys of it may be wrong) and the evaluation."""
     problems = []
     stages, stage_names, kinds = _stages(recipe)
     data = recipe.get("data")
     data_names = [str(name) for name in data] if isinstance(data, Mapping) else []
-    models = _model_names(recipe)
+    models = _named_models(recipe, folder)
     for name, stage in stages.items():
         if (kind := kind_of(stage)) is not None:
             found = references_in_mapping(STAGE_KINDS[kind].load_config_class(), stage)
@@ -38,14 +42,15 @@ def reference_problems(recipe: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def start_problems(recipe: Mapping[str, Any]) -> list[str]:
+def start_problems(recipe: Mapping[str, Any], folder: Path) -> list[str]:
     """What `iterations` start from: a policy and reward models of `stages`."""
     written = recipe.get("iterations")
     if not isinstance(written, Mapping):
         return []
     _, stage_names, kinds = _stages(recipe)
     found = references_in_mapping(IterationsConfig, written)
-    return _problems(found, "iterations", [], stage_names, kinds, stage_names, _model_names(recipe))
+    models = _named_models(recipe, folder)
+    return _problems(found, "iterations", [], stage_names, kinds, stage_names, models)
 
 
 def _stages(recipe: Mapping[str, Any]) -> tuple[Mapping[Any, Any], list[str], dict[str, str]]:
@@ -56,10 +61,25 @@ def _stages(recipe: Mapping[str, Any]) -> tuple[Mapping[Any, Any], list[str], di
     return stages, [str(name) for name in stages], kinds
 
 
-def _model_names(recipe: Mapping[str, Any]) -> list[str]:
-    """What `models` calls the models beside the base."""
+def _named_models(recipe: Mapping[str, Any], folder: Path) -> dict[str, ModelKind | None]:
+    """What `models` calls the models beside the base, and of which kind each is; None where that is not seen here."""
     named = recipe.get("models")
-    return [str(name) for name in named] if isinstance(named, Mapping) else []
+    if not isinstance(named, Mapping):
+        return {}
+    return {str(name): _kind_of_model(_base(source), folder) for name, source in named.items()}
+
+
+def _kind_of_model(source: Mapping[str, Any], folder: Path) -> ModelKind | None:
+    if source.get("gguf_file") is not None:
+        return "policy"
+    try:
+        config = json.loads((folder / str(source.get("path")) / "config.json").read_text(encoding="utf-8"))
+        architectures = [str(name) for name in config.get("architectures") or []]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None  # a hub id, or a folder whose stage will say what is wrong with it
+    if any(name.endswith("ForSequenceClassification") for name in architectures):
+        return "reward_model"
+    return "policy" if any(name.endswith("ForCausalLM") for name in architectures) else None
 
 
 def kind_of(stage: Any) -> str | None:
@@ -134,7 +154,7 @@ def _problems(
     stages: Sequence[str],
     kinds: Mapping[str, str],
     earlier: Sequence[str],
-    models: Sequence[str],
+    models: Mapping[str, ModelKind | None],
 ) -> list[str]:
     """References to what is missing, comes later or is of the wrong sort."""
     problems = []
@@ -155,7 +175,11 @@ def _problems(
                 continue
             produced = {stage: STAGE_KINDS[kinds[stage]].produces for stage in earlier if stage in kinds}
             fitting = [stage for stage in earlier if produced.get(stage, referring.kind) == referring.kind]
-            known = [*(["base", *models] if referring.kind == "policy" else []), *fitting]
+            known = [
+                *(["base"] if referring.kind == "policy" else []),
+                *(model for model, kind in models.items() if kind in (None, referring.kind)),
+                *fitting,
+            ]
             if name in known:
                 continue
             wanted = "reward model" if referring.kind == "reward_model" else "policy"

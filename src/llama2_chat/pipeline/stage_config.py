@@ -101,10 +101,9 @@ def load_stage_config(
         problems += [*custom_reward_problems(config, ""), *sampling_problems(config, "")]
     if problems or config is None or settings is None:
         raise RecipeError(file, problems)
-    policies = {name: _absolute(source.path, folder) for name, source in settings.models.items()}
+    named = {name: _absolute(source.path, folder) for name, source in settings.models.items()}
     base = _absolute(settings.base_model.path, folder)
-    settings = settings.with_paths(base, policies)
-    policies["base"] = base
+    settings = settings.with_paths(base, named)
     made = (folder / "data" if made_data is None else made_data).resolve()
 
     def path_of(referring: Referring, name: str) -> str:
@@ -113,7 +112,9 @@ def load_stage_config(
             return _absolute(entry.path, folder)
         if entry is not None:
             return str(made / f"{name}.jsonl")
-        known = policies.get(name) if referring.kind == "policy" else None
+        if referring.kind == "policy" and name == "base":
+            return base
+        known = named.get(name) if referring.kind != "data" else None
         return known or _absolute(name, folder)
 
     return resolve(config, path_of), settings
@@ -166,9 +167,8 @@ def _missing(
     problems = []
     for referring in references(config):
         for name in referring.names:
-            if (referring.kind == "policy" and name in ("base", *models)) or (
-                referring.kind == "data" and name in entries
-            ):
+            there = {"policy": ("base", *models), "reward_model": models, "data": entries}
+            if name in there[referring.kind]:
                 continue
             path = folder / name
             if referring.kind == "data" and not path.is_file():
