@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llama2_chat.settings import DataReference, ModelReference, RewardReference, SamplingConfig, StrictModel
 
@@ -67,7 +67,13 @@ class PpoConfig(StrictModel):
     value_clip_range: float = Field(0.2, gt=0.0)
     discount: float = Field(1.0, gt=0.0, le=1.0, description="γ")
     gae_lambda: float = Field(0.95, ge=0.0, le=1.0, description="λ")
-    whiten_scores: bool = Field(True, description="R̃_c = whiten(logit(R_c)) over each batch")
+    kl_target: float | None = Field(
+        None, gt=0.0, description="KL to π_0 in nats that β is adapted to; default: β stays as it is"
+    )
+    kl_horizon: int = Field(10000, ge=1, description="Responses in which β moves by the KL's relative error")
+    whiten_scores: Literal["batch", "running", "none"] = Field(
+        "batch", description="R̃_c = whiten(logit(R_c)) over each batch, by all batches so far, or not at all"
+    )
     whiten_advantages: bool = True
     incomplete: Literal["lowest", "own"] = Field(
         "lowest",
@@ -75,3 +81,25 @@ class PpoConfig(StrictModel):
         "or its own",
     )
     training: PpoTraining = PpoTraining()
+
+    @field_validator("whiten_scores", mode="before")
+    @classmethod
+    def _whitened_over_what(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("no longer true or false; write batch for true, none for false")
+        return value
+
+    @model_validator(mode="after")
+    def _beta_can_be_adapted(self) -> PpoConfig:
+        if self.kl_target is None:
+            return self
+        if self.kl_coefficient == 0.0:
+            raise ValueError(
+                "kl_target adapts kl_coefficient, which 0 can never leave; give it a start above 0"
+            )
+        if self.training.batch_size >= 5 * self.kl_horizon:
+            raise ValueError(
+                f"kl_horizon {self.kl_horizon} is too short for batch_size {self.training.batch_size}: one iteration "
+                "could take all of β away; it must be more than a fifth of the batch"
+            )
+        return self

@@ -5,6 +5,7 @@ B responses of an iteration, T tokens of the longest; a mask is True at response
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llama2_chat import distributed
 from llama2_chat.masked_stats import whiten
 from llama2_chat.ppo.advantages import generalized_advantages
 from llama2_chat.ppo.config import PpoConfig, PpoTraining
@@ -24,6 +26,7 @@ from llama2_chat.ppo.response_tokens import (
     token_values,
 )
 from llama2_chat.ppo.rewards import token_rewards
+from llama2_chat.ppo.sharing import share_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,12 @@ class MicroBatch:
 
     members: Tensor
     tokens: ResponseTokens
+    fills: bool = False
+    """Computed only because another process has one more, and processes that share weights compute together."""
 
 
 MiniBatch = list[MicroBatch]
-"""The responses of one gradient step, in the pieces that fit into memory."""
+"""This process's responses of one gradient step, in the pieces that fit into memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,31 +72,43 @@ def split_into_mini_batches(
     shuffled_by: str,
     padding_id: int,
     device: torch.device,
+    processes: int = 1,
+    process: int = 0,
 ) -> list[MiniBatch]:
     """A random partition of the batch; in a mini-batch, responses of similar length share a micro-batch.
 
     Args:
         shuffled_by: What the partition is a function of.
+        processes: That share each mini-batch; all get as many micro-batches, of `micro_batch_size` each.
+        process: The number of the one whose share is returned.
     """
     order = list(range(len(prompts)))
     random.Random(shuffled_by).shuffle(order)
     size, micro_size = training.mini_batch_size, training.micro_batch_size or training.mini_batch_size
 
-    def micro_batch(members: list[int]) -> MicroBatch:
+    def length(i: int) -> int:
+        return len(prompts[i]) + len(responses[i])
+
+    def micro_batch(members: list[int], fills: bool = False) -> MicroBatch:
         tokens = pack_responses(
             [prompts[i] for i in members],
             [responses[i] for i in members],
             padding_id=padding_id,
             device=device,
         )
-        return MicroBatch(torch.tensor(members, device=device), tokens)
+        return MicroBatch(torch.tensor(members, device=device), tokens, fills)
 
     mini_batches = []
     for start in range(0, len(order), size):
-        members = sorted(order[start : start + size], key=lambda i: (len(prompts[i]) + len(responses[i]), i))
-        mini_batches.append(
-            [micro_batch(members[first : first + micro_size]) for first in range(0, len(members), micro_size)]
-        )
+        drawn = sorted(order[start : start + size], key=lambda i: (length(i), i))
+        shares = share_out([length(i) for i in drawn], processes)
+        members = [drawn[place] for place in shares[process]]
+        parts = [
+            micro_batch(members[first : first + micro_size]) for first in range(0, len(members), micro_size)
+        ]
+        most = math.ceil(max(map(len, shares)) / micro_size)
+        parts += [micro_batch(drawn[:1], fills=True) for _ in range(len(parts), most)]
+        mini_batches.append(parts)
     return mini_batches
 
 
@@ -103,6 +120,8 @@ def gather_experience(
     scores: Tensor,
     config: PpoConfig,
     autocast: torch.dtype | None,
+    *,
+    kl_coefficient: float,
 ) -> Experience:
     """Log-probabilities and values before any step, and what follows from them and the scores.
 
@@ -112,6 +131,10 @@ def gather_experience(
     Args:
         mask: bool (B, T).
         scores: (B,) R̃_c.
+        kl_coefficient: β of this iteration.
+
+    Returns:
+        Of the whole batch, in every process, whichever computed a response.
     """
     device = mask.device
     logprobs, reference_logprobs, values = (torch.zeros(mask.shape, device=device) for _ in range(3))
@@ -119,11 +142,18 @@ def gather_experience(
         members, tokens = micro_batch.members, micro_batch.tokens
         inside = mask[members]
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            logprobs[members] = to_grid(policy_logprobs(models.policy, tokens), inside)
-            reference_logprobs[members] = to_grid(policy_logprobs(models.reference, tokens), inside)
-            values[members] = to_grid(token_values(models.value, tokens), inside)
+            own = distributed.run_as_forward(models.policy, policy_logprobs, tokens)
+            before = distributed.run_as_forward(models.reference, policy_logprobs, tokens)
+            judged = distributed.run_as_forward(models.value, token_values, tokens)
+        if not micro_batch.fills:
+            logprobs[members] = to_grid(own, inside)
+            reference_logprobs[members] = to_grid(before, inside)
+            values[members] = to_grid(judged, inside)
+    for model in (models.policy, models.reference, models.value):
+        distributed.release(model)
+    distributed.add_up(logprobs, reference_logprobs, values)  # 0 where another process computed
     rewards = token_rewards(
-        logprobs, reference_logprobs, scores, response_mask=mask, kl_coefficient=config.kl_coefficient
+        logprobs, reference_logprobs, scores, response_mask=mask, kl_coefficient=kl_coefficient
     )
     advantages, returns = generalized_advantages(
         rewards, values, response_mask=mask, discount=config.discount, gae_lambda=config.gae_lambda

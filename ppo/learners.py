@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
+from llama2_chat import distributed
 from llama2_chat.errors import TrainingError
 from llama2_chat.ppo.config import PpoConfig, PpoTraining
 from llama2_chat.ppo.experience import Experience, MicroBatch
@@ -39,7 +39,7 @@ class Learner(ABC):
         """Mean over the micro-batch's response tokens, and what else is worth knowing of it."""
 
     def step(self, mini_batch: Sequence[MicroBatch], experience: Experience) -> dict[str, float]:
-        """One step on the mean loss over all response tokens of the mini-batch together.
+        """One step on the mean loss over all response tokens of the mini-batch together, of all processes.
 
         Returns:
             The loss, the gradient's norm before clipping, and what `loss` tells.
@@ -47,19 +47,22 @@ class Learner(ABC):
         Raises:
             TrainingError: the loss or the gradient is not finite; the model is as before.
         """
-        measures: defaultdict[str, float] = defaultdict(float)
-        tokens = sum(len(micro_batch.tokens.targets) for micro_batch in mini_batch)
+        measures: dict[str, float] = {}
+        shares = shares_of_tokens(mini_batch)
+        factor = distributed.gradient_factor(self.model)
         self.model.train()  # gradient checkpointing works in this mode alone
-        for micro_batch in mini_batch:
-            share = len(micro_batch.tokens.targets) / tokens
+        for micro_batch, share in zip(mini_batch, shares, strict=True):
             with torch.autocast(
                 self.model.device.type, dtype=self.autocast, enabled=self.autocast is not None
             ):
                 loss, more = self.loss(micro_batch, experience)
-            (loss * share).backward()  # type: ignore[no-untyped-call]
+            (loss * (share * factor)).backward()  # type: ignore[no-untyped-call]
             for name, value in {f"{self.name}_loss": loss, **more}.items():
-                measures[name] += share * value.item()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm).item()
+                measures[name] = measures.get(name, 0.0) + share * value.item()
+        measures = dict(zip(measures, distributed.total(list(measures.values())), strict=True))
+        distributed.sum_gradients(self.model)
+        clipped = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm)
+        norm = distributed.whole(clipped).item()
         measures[f"{self.name}_grad_norm"] = norm
         if not (math.isfinite(measures[f"{self.name}_loss"]) and math.isfinite(norm)):
             raise TrainingError(
@@ -69,7 +72,7 @@ class Learner(ABC):
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.model.train(False)
-        return dict(measures)
+        return measures
 
 
 class PolicyLearner(Learner):
@@ -82,7 +85,7 @@ class PolicyLearner(Learner):
         """See `llama2_chat.ppo.losses.policy_loss`."""
         members, mask = micro_batch.members, experience.mask[micro_batch.members]
         loss, clip_fraction = policy_loss(
-            to_grid(policy_logprobs(self.model, micro_batch.tokens), mask),
+            to_grid(distributed.run_as_forward(self.model, policy_logprobs, micro_batch.tokens), mask),
             experience.logprobs[members],
             experience.advantages[members],
             response_mask=mask,
@@ -101,13 +104,20 @@ class ValueLearner(Learner):
         """See `llama2_chat.ppo.losses.value_loss`."""
         members, mask = micro_batch.members, experience.mask[micro_batch.members]
         loss = value_loss(
-            to_grid(token_values(self.model, micro_batch.tokens), mask),
+            to_grid(distributed.run_as_forward(self.model, token_values, micro_batch.tokens), mask),
             experience.values[members],
             experience.returns[members],
             response_mask=mask,
             clip_range=self.config.value_clip_range,
         )
         return loss, {}
+
+
+def shares_of_tokens(mini_batch: Sequence[MicroBatch]) -> list[float]:
+    """Of all response tokens of the mini-batch, in all processes, the share in each of this one's micro-batches."""
+    counts = [0 if part.fills else len(part.tokens.targets) for part in mini_batch]
+    (tokens,) = distributed.total([float(sum(counts))])
+    return [count / tokens for count in counts]
 
 
 def build_optimiser(model: nn.Module, training: PpoTraining, learning_rate: float) -> AdamW:

@@ -12,11 +12,12 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 
-from llama2_chat import interruption
+from llama2_chat import distributed, interruption
 from llama2_chat.chat_format import ChatFormat
 from llama2_chat.generation.answers import Answer
 from llama2_chat.generation.transformers_engine import TransformersEngine
@@ -37,10 +38,12 @@ from llama2_chat.ppo.rollout import (
     EncodedPrompt,
     prompt_order,
     raw_combined,
-    rewards_of,
     sample_batch,
     score_answers,
+    scores_to_learn,
 )
+from llama2_chat.ppo.running import RunningState, next_kl_coefficient, whiten_scores
+from llama2_chat.ppo.sharing import own_share, put_together
 from llama2_chat.progress import track
 from llama2_chat.reward.scoring import RewardScorer, Score
 from llama2_chat.settings import RunSettings
@@ -49,7 +52,7 @@ from llama2_chat.training import forget_later_steps
 
 
 class PpoLoop:
-    """State of one run: models, optimisers and what has been measured of speed."""
+    """State of one run: models, optimisers, running state and what has been measured of speed."""
 
     def __init__(
         self,
@@ -68,6 +71,9 @@ class PpoLoop:
         self.chat_format, self.scorer, self.padding_id = chat_format, scorer, padding_id
         self.autocast = sampling_dtype(settings)
         self.device = models.policy.device
+        for model in (models.policy, models.value, models.reference):
+            distributed.share_weights(model, self.autocast)
+        self.running = RunningState(config.kl_coefficient)
         rate = config.training.learning_rate
         value_rate = config.training.value_learning_rate or rate
         self.learners: list[Learner] = [
@@ -85,14 +91,22 @@ class PpoLoop:
     def run(self) -> None:
         """All iterations, from the last whole checkpoint if there is one; the policy is trained in place.
 
+        Where several processes share the weights, the first ends up with the whole policy.
+
         Raises:
-            Interrupted: a signal arrived; a checkpoint was written before.
+            Interrupted: a signal arrived, at any process; a checkpoint was written before.
             TrainingError: a loss or gradient is not finite.
         """
         training, directory = self.config.training, self.directory
-        done = restore_checkpoint(directory.checkpoints, self.trained)
-        forget_later_steps(directory.metrics_file, done)
-        directory.events.write("ppo_started", iterations=training.iterations, resumed_from=done)
+        done, self.running = restore_checkpoint(directory.checkpoints, self.trained, self.running)
+        if distributed.is_main_process():
+            forget_later_steps(directory.metrics_file, done)
+        directory.events.write(
+            "ppo_started",
+            iterations=training.iterations,
+            resumed_from=done,
+            processes=distributed.process_count(),
+        )
         description = f"{directory.path.name}: PPO"
         with track(description, total=training.iterations, unit="iterations", done=done) as progress:
             for iteration in range(done, training.iterations):
@@ -107,34 +121,55 @@ class PpoLoop:
             **{f"{name}_tokens": count for name, count in self.tokens.items()},
             **{f"{name}_seconds": round(seconds, 3) for name, seconds in self.seconds.items()},
         )
+        distributed.gather_weights(self.models.policy)
 
     def _iterate(self, iteration: int) -> dict[str, float | None]:
         """One batch from prompts to gradient steps; returns the line for metrics.jsonl."""
         try:
-            prompts, answers = self._sample(iteration)
-            with self._timed("scoring"), self._autocast():
-                scores = score_answers(self.scorer, prompts, answers)
-            interruption.raise_if_requested()
+            interruption.raise_together()
+            prompts, answers, scores = self._sample(iteration)
+            interruption.raise_together()
         except interruption.Interrupted:
             self._save(iteration)  # nothing has moved since the last iteration
             raise
+        learnt = scores_to_learn(scores, answers, self.config)
+        running = self.running.with_scores(learnt)
+        rewards = whiten_scores(learnt, running.scores, over=self.config.whiten_scores)
         with self._timed("training"):
             mini_batches = self._mini_batches(prompts, answers, iteration, epoch=0)
             experience = gather_experience(
                 self.models,
                 mini_batches,
                 response_mask([answer.response.token_ids for answer in answers]).to(self.device),
-                rewards_of(scores, answers, self.config).to(self.device),
+                rewards.to(self.device),
                 self.config,
                 self.autocast,
+                kl_coefficient=running.kl_coefficient,
             )
             steps = self._steps(mini_batches, experience, iteration)
             for epoch in range(1, self.config.training.epochs_per_batch):
                 mini_batches = self._mini_batches(prompts, answers, iteration, epoch)
                 steps += self._steps(mini_batches, experience, iteration)
-        return _measures(scores, answers, experience) | _mean_of_steps(steps)
+        measures = _measures(scores, answers, experience) | {"kl_coefficient": running.kl_coefficient}
+        self.running = self._adapted(running, measures["kl_nats"], iteration)
+        return measures | _mean_of_steps(steps)
 
-    def _sample(self, iteration: int) -> tuple[list[EncodedPrompt], list[Answer]]:
+    def _adapted(self, running: RunningState, kl_nats: float | None, iteration: int) -> RunningState:
+        """With the next iteration's β; it stays where no target is set, and while the policy stands still."""
+        config, training = self.config, self.config.training
+        if config.kl_target is None or kl_nats is None or iteration < training.warmup_iterations:
+            return running
+        coefficient = next_kl_coefficient(
+            running.kl_coefficient,
+            kl_nats,
+            target=config.kl_target,
+            responses=training.batch_size,
+            horizon=config.kl_horizon,
+        )
+        return replace(running, kl_coefficient=coefficient)
+
+    def _sample(self, iteration: int) -> tuple[list[EncodedPrompt], list[Answer], list[Score]]:
+        """The iteration's prompts with answers and scores; each process samples and scores a share of them."""
         order = prompt_order(
             len(self.prompts),
             batch_size=self.config.training.batch_size,
@@ -142,7 +177,22 @@ class PpoLoop:
             seed=self.settings.seed,
         )
         prompts = [self.prompts[index] for index in order]
-        with self._timed("sampling"):
+        lengths = [len(prompt.ids) for prompt in prompts]
+        # A process that left alone would leave the others waiting for its answers.
+        alone = distributed.process_count() == 1
+        with nullcontext() if alone else interruption.deferred():
+            answers, scores = self._answer(prompts, own_share(lengths), iteration)
+        answers, scores = put_together(lengths, answers), put_together(lengths, scores)
+        sampled = sum(len(answer.response.token_ids) for answer in answers)
+        self.tokens["response"] += sampled
+        self.tokens["prompt_and_response"] += sampled + sum(len(prompt.ids) for prompt in prompts)
+        return prompts, answers, scores
+
+    def _answer(
+        self, prompts: Sequence[EncodedPrompt], members: Sequence[int], iteration: int
+    ) -> tuple[list[Answer], list[Score]]:
+        """Answers to some of the iteration's prompts, and their scores."""
+        with self._timed("sampling"), distributed.gathered(self.models.policy):
             answers = sample_batch(
                 self.engine,
                 self.chat_format,
@@ -150,11 +200,10 @@ class PpoLoop:
                 sampling=self.config.sampling,
                 iteration=iteration,
                 seed=self.settings.seed,
+                members=members,
             )
-        sampled = sum(len(answer.response.token_ids) for answer in answers)
-        self.tokens["response"] += sampled
-        self.tokens["prompt_and_response"] += sampled + sum(len(prompt.ids) for prompt in prompts)
-        return prompts, answers
+        with self._timed("scoring"), self._autocast():
+            return answers, score_answers(self.scorer, [prompts[index] for index in members], answers)
 
     def _mini_batches(
         self, prompts: Sequence[EncodedPrompt], answers: Sequence[Answer], iteration: int, epoch: int
@@ -166,6 +215,8 @@ class PpoLoop:
             shuffled_by=f"mini-batches:{self.settings.seed}:{iteration}:{epoch}",
             padding_id=self.padding_id,
             device=self.device,
+            processes=distributed.process_count(),
+            process=distributed.process_number(),
         )
 
     def _steps(
@@ -183,14 +234,16 @@ class PpoLoop:
         return steps
 
     def _log(self, iteration: int, measures: dict[str, float | None]) -> None:
-        """One line an iteration, on disk before any checkpoint that counts on it."""
+        """One line an iteration, by the first process, on disk before any checkpoint that counts on it."""
+        if not distributed.is_main_process():
+            return
         with self.directory.metrics_file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": iteration + 1} | measures) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 
     def _save(self, iterations: int) -> None:
-        save_checkpoint(self.directory.checkpoints, iterations, self.trained)
+        save_checkpoint(self.directory.checkpoints, iterations, self.trained, self.running)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)

@@ -18,7 +18,6 @@ from llama2_chat.errors import UserInputError
 from llama2_chat.generation.answers import Answer, to_answer
 from llama2_chat.generation.engine import GenerationEngine
 from llama2_chat.jsonl import read_prompts
-from llama2_chat.masked_stats import whiten
 from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.reward.scoring import RewardScorer, Score
 from llama2_chat.settings import SamplingConfig
@@ -80,12 +79,17 @@ def sample_batch(
     sampling: SamplingConfig,
     iteration: int,
     seed: int,
+    members: Sequence[int] | None = None,
 ) -> list[Answer]:
     """One answer to each prompt; equal prompts of a batch get answers of their own.
 
     The engine's samples are a function of seed and prompt, so each iteration, and each further occurrence
     of a prompt in it, has its own seed.
+
+    Args:
+        members: The prompts of the batch to answer, in this order; default: all.
     """
+    wanted = range(len(prompts)) if members is None else members
     occurrences: Counter[tuple[int, ...]] = Counter()
     rounds: defaultdict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
@@ -93,17 +97,21 @@ def sample_batch(
         rounds[occurrences[key]].append(index)
         occurrences[key] += 1
     answers: dict[int, Answer] = {}
-    for number, members in rounds.items():
+    chosen = frozenset(wanted)
+    for number, together in rounds.items():
+        asked = [index for index in together if index in chosen]
+        if not asked:
+            continue
         rows = engine.generate(
-            [prompts[index].ids for index in members],
+            [prompts[index].ids for index in asked],
             samples_per_prompt=1,
             sampling=sampling,
             seed=random.Random(f"sampling:{seed}:{iteration}:{number}").getrandbits(63),
         )
         answers.update(
-            (index, to_answer(row[0], chat_format)) for index, row in zip(members, rows, strict=True)
+            (index, to_answer(row[0], chat_format)) for index, row in zip(asked, rows, strict=True)
         )
-    return [answers[index] for index in range(len(prompts))]
+    return [answers[index] for index in wanted]
 
 
 def score_answers(
@@ -127,8 +135,8 @@ def raw_combined(score: Score) -> float:
     return score.helpfulness
 
 
-def rewards_of(scores: Sequence[Score], answers: Sequence[Answer], config: PpoConfig) -> Tensor:
-    """R̃_c, float32 (B,): raw combined scores, those of unfit answers replaced, whitened over the batch.
+def scores_to_learn(scores: Sequence[Score], answers: Sequence[Answer], config: PpoConfig) -> Tensor:
+    """Float32 (B,): raw combined scores, those of unfit answers replaced; to be whitened.
 
     A response that was cut off, is empty or holds a chat tag is no answer, whatever a reward model says of
     the part that it saw: by default it counts as the lowest complete answer of its batch (where none is
@@ -139,4 +147,4 @@ def rewards_of(scores: Sequence[Score], answers: Sequence[Answer], config: PpoCo
     if config.incomplete == "lowest":
         lowest = raw[complete].min() if bool(complete.any()) else raw.min()
         raw = torch.where(complete, raw, lowest)
-    return whiten(raw, torch.ones_like(complete)) if config.whiten_scores else raw
+    return raw

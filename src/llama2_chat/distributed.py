@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import datetime
 import os
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, TypeVar
 
 from llama2_chat.errors import UserInputError
+
+T = TypeVar("T")
 
 _COUNT, _NUMBER, _LOCAL_NUMBER = "WORLD_SIZE", "RANK", "LOCAL_RANK"
 _SHARDED = "ACCELERATE_USE_FSDP"
@@ -107,6 +112,26 @@ def total(values: list[float]) -> list[float]:
     return [float(value) for value in sums.tolist()]
 
 
+def gather_objects(own: T) -> list[T]:
+    """What each process gives, by its number, in every process; all of them must call it. For what is small."""
+    if process_count() == 1:
+        return [own]
+    import torch.distributed
+
+    gathered: list[Any] = [None] * process_count()
+    torch.distributed.all_gather_object(gathered, own)
+    return gathered
+
+
+def add_up(*tensors: Any) -> None:
+    """Put the sum of each tensor over all processes in its place; all of them must call it with equal shapes."""
+    if process_count() > 1:
+        import torch.distributed
+
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+
+
 def shard(accelerator: Any) -> bool:
     """Have accelerate share the weights where the launcher asks for FSDP, on the CPU too; say whether it does.
 
@@ -132,6 +157,90 @@ def shard(accelerator: Any) -> bool:
     return True
 
 
+def share_weights(model: Any, precision: Any = None) -> None:
+    """Let each process hold a part of every weight where the launcher asks for FSDP; elsewhere nothing happens.
+
+    Layers are gathered one at a time when they compute (FSDP2), embeddings and head together. To be called before
+    an optimiser is made; the model is to be called as `run_as_forward` does.
+
+    Args:
+        precision: Of the gathered weights, a torch.dtype; default: their own. Gradients are summed in float32.
+    """
+    if not _is_set(_SHARDED) or process_count() == 1 or is_sharded(model):
+        return
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(model.device.type, (process_count(),))
+    policy = MixedPrecisionPolicy()
+    if precision is not None:
+        policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
+    kept_whole = set(model._no_split_modules or ())  # transformers' names of a model's layers
+    for layer in [module for module in model.modules() if type(module).__name__ in kept_whole]:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def run_as_forward(model: Any, function: Callable[..., T], *arguments: Any) -> T:
+    """`function(model, *arguments)`, with a sharded model's weights at hand as in its own forward pass.
+
+    FSDP gathers weights where a module is called: a function that uses parts of the model (the decoder, then the head
+    at some positions) would find others' parts missing.
+    """
+    if not is_sharded(model):
+        return function(model, *arguments)
+    own = model.__dict__.get("forward")
+    model.forward = MethodType(function, model)
+    try:
+        found: T = model(*arguments)
+    finally:
+        del model.forward
+        if own is not None:
+            model.forward = own
+    return found
+
+
+@contextmanager
+def gathered(model: Any) -> Iterator[None]:
+    """Every process holds all weights of a sharded model within the block; all must enter it, none waits inside.
+
+    Sampling asks for the weights at each token. Gathered for each of them, they would go over the network as many
+    times, and the processes would have to draw equally many tokens. The weights are not to be changed inside.
+
+    Source: §3.2.3, the weights are consolidated once before generation and freed after it.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if not is_sharded(model):
+        yield
+        return
+    layers = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not model]
+    run_as_forward(model, lambda _: None)  # the first forward pass decides which module is the outermost
+    model.unshard()
+    for layer in layers:
+        layer.unshard()
+        layer.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.set_reshard_after_forward(True, recurse=False)
+        # Also forgets the order of the passes inside, which differs between processes: FSDP gathers ahead by it.
+        model.reset_iter_state()
+
+
+def sum_gradients(model: Any) -> None:
+    """Add up the gradients of all processes; those of a sharded model FSDP has averaged (`gradient_factor`)."""
+    if process_count() > 1 and not is_sharded(model):
+        add_up(*(parameter.grad for parameter in model.parameters() if parameter.grad is not None))
+
+
+def gradient_factor(model: Any) -> int:
+    """What a loss is to be multiplied by so that gradients are summed over processes: FSDP takes their mean."""
+    return process_count() if is_sharded(model) else 1
+
+
 def is_sharded(model: Any) -> bool:
     """Whether the processes share the model's weights."""
     from torch.distributed.fsdp import FSDPModule
@@ -146,6 +255,32 @@ def release(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def whole(tensor: Any) -> Any:
+    """All of a tensor that the processes share, in each of them; any other tensor itself. All must call it."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def to_first(tensor: Any) -> Any:
+    """All of a tensor that the processes share, in the first one's main memory, None in the others; or itself."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(tensor, DTensor):
+        return tensor
+    complete = tensor.full_tensor()
+    return complete.cpu() if is_main_process() else None
+
+
+def own_part(tensor: Any, like: Any) -> Any:
+    """A whole tensor, known to every process, shared as `like` is; itself where that one is not shared."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gather_weights(model: Any) -> None:

@@ -239,7 +239,9 @@ STAGE_KINDS: dict[str, StageKind] = {
             "llama2_chat.rejection_sampling.build:run_stage",
             makes=_DATA_MAKER,
         ),
-        StageKind("ppo", "llama2_chat.ppo.config:PpoConfig", "llama2_chat.ppo.train:run_stage"),
+        StageKind(
+            "ppo", "llama2_chat.ppo.config:PpoConfig", "llama2_chat.ppo.train:run_stage", many_processes=True
+        ),
         StageKind(
             "ghost_attention",
             "llama2_chat.ghost_attention.config:GhostAttentionConfig",

@@ -169,7 +169,7 @@ def test_ppo(recipe: Recipe, name: str) -> None:
     config = recipe.stages[stage_of(name, "ppo")]
     assert config.kl_coefficient == BETA[name]
     assert (config.clip_range, config.safety_threshold) == (0.2, 0.15)
-    assert config.whiten_scores
+    assert config.whiten_scores == "batch"
     training = config.training
     assert training.learning_rate == 1e-6
     assert (training.batch_size, training.mini_batch_size, training.epochs_per_batch) == (512, 64, 1)

@@ -189,7 +189,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_byte(
 
 def test_checkpoints_are_plain_tensors_and_lose_their_optimiser_state(ppo, tmp_path: Path) -> None:
     names = {folder.name: {file.name for file in folder.iterdir()} for folder in ppo[0].checkpoints.iterdir()}
-    whole = {"complete", "policy.safetensors", "value.safetensors", "optimizer.pt"}
+    whole = {"complete", "policy.safetensors", "value.safetensors", "optimizer.pt", "state.json"}
     assert names == {"checkpoint-2": whole, "checkpoint-4": whole}
     directory = StageDirectory(tmp_path, ppo[0].events)
     shutil.copytree(ppo[0].checkpoints, directory.checkpoints)

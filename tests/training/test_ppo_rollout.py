@@ -6,16 +6,16 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from llama2_chat.dialogue import Message, Prompt
 from llama2_chat.generation.answers import Answer
 from llama2_chat.generation.engine import Response
 from llama2_chat.generation.transformers_engine import TransformersEngine
 from llama2_chat.ppo.config import PpoConfig
-from llama2_chat.ppo.rollout import EncodedPrompt, prompt_order, rewards_of, sample_batch
+from llama2_chat.ppo.rollout import EncodedPrompt, prompt_order, sample_batch, scores_to_learn
 from llama2_chat.reward.scoring import Score
 from llama2_chat.settings import SamplingConfig
 
@@ -86,15 +86,42 @@ ANSWERS = [answer(s) for s in ("complete", "complete", "complete", "cut_off", "e
     ],
 )
 def test_unfit_answers_score_as_the_lowest_complete_one(rule: str, expected: list[float]) -> None:
-    raw = rewards_of(SCORES, ANSWERS, config(incomplete=rule, whiten_scores=False))
-    assert raw.tolist() == expected
-    whitened = rewards_of(SCORES, ANSWERS, config(incomplete=rule))
-    by_hand = torch.tensor(expected)
-    by_hand = (by_hand - by_hand.mean()) / by_hand.std(correction=0)
-    torch.testing.assert_close(whitened, by_hand, rtol=1e-5, atol=1e-5)
+    assert scores_to_learn(SCORES, ANSWERS, config(incomplete=rule)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"whiten_scores": True}, "write batch for true, none for false"),
+        ({"whiten_scores": "always"}, "'batch', 'running' or 'none'"),
+        ({"kl_target": 1.0, "kl_coefficient": 0.0}, "which 0 can never leave"),
+        ({"kl_target": 1.0, "kl_horizon": 102}, "more than a fifth of the batch"),  # of 512
+        ({"kl_target": 0.0}, "greater than 0"),
+    ],
+)
+def test_settings_that_cannot_be_meant(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        config(**changes)
+
+
+def test_a_part_of_the_batch_gets_the_same_answers(tiny_llama) -> None:
+    engine = TransformersEngine(tiny_llama(), stop_id=2, padding_id=0)
+    chat_format = SimpleNamespace(decode_response=lambda ids: " ".join(map(str, ids)))
+    ids = [[1, 5, 6], [1, 7], [1, 5, 6], [1, 8, 9, 10], [1, 5, 6]]
+    prompts = [EncodedPrompt(Prompt((Message("user", "Hi"),)), each) for each in ids]
+
+    def sample(members: list[int] | None) -> list[list[int]]:
+        answers = sample_batch(
+            engine, chat_format, prompts, sampling=SamplingConfig(max_new_tokens=8), iteration=0, seed=0,
+            members=members,
+        )  # fmt: skip
+        return [answer.response.token_ids for answer in answers]
+
+    whole = sample(None)
+    assert sample([4, 1]) == [whole[4], whole[1]]
+    assert sample([0, 2, 3]) == [whole[0], whole[2], whole[3]]
+    assert sample([]) == []
 
 
 def test_without_a_complete_answer_all_are_equally_bad() -> None:
-    rewards = rewards_of(SCORES[3:], ANSWERS[3:], config(whiten_scores=False))
-    assert rewards.tolist() == [-4.0, -4.0]
-    assert rewards_of(SCORES[3:], ANSWERS[3:], config()).tolist() == [0.0, 0.0]
+    assert scores_to_learn(SCORES[3:], ANSWERS[3:], config()).tolist() == [-4.0, -4.0]
