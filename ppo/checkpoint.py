@@ -1,4 +1,4 @@
-"""Checkpoints of PPO: weights of policy and value model, both optimisers, and the iteration in the name.
+"""Checkpoints of PPO: trained weights of policy and value model, their optimisers, and the iteration in the name.
 
 Nothing else is needed to go on with the same bytes: prompts, samples and mini-batches are functions of
 seed and iteration.
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from llama2_chat.files import atomic_path, remove
+from llama2_chat.lora import load_trained_weights, save_trained_weights
 from llama2_chat.training import COMPLETE_MARKER, last_complete_checkpoint
 
 _KEPT = 2
@@ -32,7 +32,7 @@ def save_checkpoint(checkpoints: Path, iteration: int, trained: Trained) -> None
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         for name, (model, _) in trained.items():
-            safetensors.torch.save_model(model, str(temporary / f"{name}.safetensors"))
+            save_trained_weights(model, temporary / f"{name}.safetensors")
         states = {name: optimiser.state_dict() for name, (_, optimiser) in trained.items()}
         torch.save(states, temporary / "optimizer.pt")
         (temporary / COMPLETE_MARKER).touch()
@@ -49,7 +49,7 @@ def restore_checkpoint(checkpoints: Path, trained: Trained) -> int:
     # weights_only: tensors and plain containers, never code from a pickle.
     states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
     for name, (model, optimiser) in trained.items():
-        safetensors.torch.load_model(model, str(folder / f"{name}.safetensors"))
+        load_trained_weights(model, folder / f"{name}.safetensors")
         optimiser.load_state_dict(states[name])
     return _iteration(folder)
 

@@ -6,33 +6,45 @@ B responses of an iteration, T tokens of the longest; a mask is True at response
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llama2_chat.lora import adapter_disabled
 from llama2_chat.masked_stats import whiten
 from llama2_chat.ppo.advantages import generalized_advantages
 from llama2_chat.ppo.config import PpoConfig, PpoTraining
 from llama2_chat.ppo.response_tokens import (
     ResponseTokens,
+    logprobs_and_values,
     pack_responses,
     policy_logprobs,
     to_grid,
-    token_values,
 )
 from llama2_chat.ppo.rewards import token_rewards
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What PPO trains (policy and value model) and what it only asks (reference)."""
+    """What PPO trains (policy and value model) and what it only asks (reference).
+
+    The reference may be the policy itself where that is an adapted model: then it is the base under the disabled
+    adapter. The value model may be a head on the policy's trunk (`response_tokens.shares_trunk`).
+    """
 
     policy: PreTrainedModel
     value: PreTrainedModel
     reference: PreTrainedModel
+
+    @contextmanager
+    def as_reference(self) -> Iterator[PreTrainedModel]:
+        """The reference, fit to be asked; nothing may be trained meanwhile."""
+        with adapter_disabled(self.policy) if self.reference is self.policy else nullcontext():
+            yield self.reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +127,15 @@ def gather_experience(
     """
     device = mask.device
     logprobs, reference_logprobs, values = (torch.zeros(mask.shape, device=device) for _ in range(3))
-    for micro_batch in (part for mini_batch in mini_batches for part in mini_batch):
-        members, tokens = micro_batch.members, micro_batch.tokens
-        inside = mask[members]
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            logprobs[members] = to_grid(policy_logprobs(models.policy, tokens), inside)
-            reference_logprobs[members] = to_grid(policy_logprobs(models.reference, tokens), inside)
-            values[members] = to_grid(token_values(models.value, tokens), inside)
+    micro_batches = [part for mini_batch in mini_batches for part in mini_batch]
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        for part in micro_batches:
+            found = logprobs_and_values(models.policy, models.value, part.tokens)
+            logprobs[part.members], values[part.members] = (to_grid(x, mask[part.members]) for x in found)
+        with models.as_reference() as reference:
+            for part in micro_batches:
+                said = policy_logprobs(reference, part.tokens)
+                reference_logprobs[part.members] = to_grid(said, mask[part.members])
     rewards = token_rewards(
         logprobs, reference_logprobs, scores, response_mask=mask, kl_coefficient=config.kl_coefficient
     )

@@ -31,7 +31,7 @@ from llama2_chat.ppo.experience import (
     gather_experience,
     split_into_mini_batches,
 )
-from llama2_chat.ppo.learners import Learner, PolicyLearner, ValueLearner, disable_dropout
+from llama2_chat.ppo.learners import build_learners, disable_dropout
 from llama2_chat.ppo.response_tokens import response_mask
 from llama2_chat.ppo.rollout import (
     EncodedPrompt,
@@ -68,12 +68,7 @@ class PpoLoop:
         self.chat_format, self.scorer, self.padding_id = chat_format, scorer, padding_id
         self.autocast = sampling_dtype(settings)
         self.device = models.policy.device
-        rate = config.training.learning_rate
-        value_rate = config.training.value_learning_rate or rate
-        self.learners: list[Learner] = [
-            PolicyLearner(models.policy, config, rate, self.autocast),
-            ValueLearner(models.value, config, value_rate, self.autocast),
-        ]
+        self.learners = build_learners(models, config, self.autocast)
         disable_dropout(models.reference)
         self.trained = {learner.name: (learner.model, learner.optimiser) for learner in self.learners}
         self.engine = TransformersEngine(
