@@ -1,4 +1,4 @@
-"""Checkpoints of PPO: weights of policy and value model, both optimisers, running state; the iteration in the name.
+"""Checkpoints of PPO: trained weights of policy and value model, their optimisers, running state; the iteration by name.
 
 Nothing else is needed to go on with the same bytes: prompts, samples and mini-batches are functions of
 seed and iteration. Weights that several processes share are written whole, by the first process.
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from llama2_chat import distributed
 from llama2_chat.files import atomic_path, read_json, remove, write_json, write_text
+from llama2_chat.lora import load_trained_weights, save_trained_weights
 from llama2_chat.ppo.running import RunningState
 from llama2_chat.training import COMPLETE_MARKER, last_complete_checkpoint
 
@@ -44,11 +45,11 @@ def save_checkpoint(checkpoints: Path, iteration: int, trained: Trained, running
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             for name, (model, _) in trained.items():
-                file = str(temporary / f"{name}.safetensors")
+                file = temporary / f"{name}.safetensors"
                 if distributed.is_sharded(model):
-                    safetensors.torch.save_file(weights[name], file)
+                    safetensors.torch.save_file(weights[name], str(file))
                 else:
-                    safetensors.torch.save_model(model, file)
+                    save_trained_weights(model, file)
             torch.save(states, temporary / "optimizer.pt")
             write_json(temporary / _RUNNING, running.to_json())
             write_text(temporary / COMPLETE_MARKER, distributed.launch())
@@ -80,7 +81,7 @@ def restore_checkpoint(
         if distributed.is_sharded(model):
             _load_own_parts(model, file)
         else:
-            safetensors.torch.load_model(model, str(file))
+            load_trained_weights(model, file)
         optimiser.load_state_dict(_own_state(states[name], optimiser))
     return _iteration(folder), RunningState.from_json(read_json(folder / _RUNNING))
 

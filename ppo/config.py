@@ -6,7 +6,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llama2_chat.settings import DataReference, ModelReference, RewardReference, SamplingConfig, StrictModel
+from llama2_chat.settings import (
+    DataReference,
+    LoraConfig,
+    ModelReference,
+    RewardReference,
+    SamplingConfig,
+    StrictModel,
+)
 
 
 class PpoTraining(StrictModel):
@@ -29,6 +36,19 @@ class PpoTraining(StrictModel):
     max_grad_norm: float = Field(1.0, gt=0.0)
     checkpoint_iterations: int = Field(10, ge=1, description="Iterations between two checkpoints")
     gradient_checkpointing: bool = False
+    lora: LoraConfig | None = Field(
+        None,
+        description="Train adapters of policy and value model, the policy's merged at the end; default: every weight",
+    )
+
+    @field_validator("lora")
+    @classmethod
+    def _no_dropout(cls, lora: LoraConfig | None) -> LoraConfig | None:
+        if lora is not None and lora.dropout:
+            raise ValueError(
+                "dropout: PPO trains without it, a ratio compares two policies; write 0 or leave it out"
+            )
+        return lora
 
     @model_validator(mode="after")
     def _batches_divide(self) -> PpoTraining:
@@ -58,6 +78,14 @@ class PpoConfig(StrictModel):
         None,
         description="Reward model that the value model starts from; default: `helpfulness`, or the policy where "
         "that is a custom reward",
+    )
+    value_head: Literal["own", "shared"] = Field(
+        "own",
+        description="A value model with a trunk of its own, or a scalar head on the policy's trunk, whose gradients "
+        "come from both losses",
+    )
+    value_loss_weight: float = Field(
+        0.1, gt=0.0, description="Of the value loss in the sum that `value_head: shared` trains on"
     )
     prompts: list[DataReference] = Field(min_length=1)
     sampling: SamplingConfig = SamplingConfig(temperature=1.0)
@@ -101,5 +129,25 @@ class PpoConfig(StrictModel):
             raise ValueError(
                 f"kl_horizon {self.kl_horizon} is too short for batch_size {self.training.batch_size}: one iteration "
                 "could take all of β away; it must be more than a fifth of the batch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_trunk(self) -> PpoConfig:
+        if self.value_head == "own":
+            return self
+        given = [
+            name
+            for name, is_given in (
+                ("value", self.value is not None),
+                ("training.value_learning_rate", self.training.value_learning_rate is not None),
+                ("training.warmup_iterations", self.training.warmup_iterations > 0),
+            )
+            if is_given
+        ]
+        if given:
+            raise ValueError(
+                f"value_head: shared has no trunk and no optimiser of its own, so {', '.join(given)} means nothing; "
+                "leave it out, or write value_head: own"
             )
         return self

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +16,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llama2_chat import distributed
+from llama2_chat.lora import adapter_disabled
 from llama2_chat.masked_stats import whiten
 from llama2_chat.ppo.advantages import generalized_advantages
 from llama2_chat.ppo.config import PpoConfig, PpoTraining
 from llama2_chat.ppo.response_tokens import (
     ResponseTokens,
+    logprobs_and_values,
     pack_responses,
     policy_logprobs,
     to_grid,
-    token_values,
 )
 from llama2_chat.ppo.rewards import token_rewards
 from llama2_chat.ppo.sharing import share_out
@@ -31,11 +33,21 @@ from llama2_chat.ppo.sharing import share_out
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """What PPO trains (policy and value model) and what it only asks (reference)."""
+    """What PPO trains (policy and value model) and what it only asks (reference).
+
+    The reference may be the policy itself where that is an adapted model: then it is the base under the disabled
+    adapter. The value model may be a head on the policy's trunk (`response_tokens.shares_trunk`).
+    """
 
     policy: PreTrainedModel
     value: PreTrainedModel
     reference: PreTrainedModel
+
+    @contextmanager
+    def as_reference(self) -> Iterator[PreTrainedModel]:
+        """The reference, fit to be asked; nothing may be trained meanwhile."""
+        with adapter_disabled(self.policy) if self.reference is self.policy else nullcontext():
+            yield self.reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +150,15 @@ def gather_experience(
     """
     device = mask.device
     logprobs, reference_logprobs, values = (torch.zeros(mask.shape, device=device) for _ in range(3))
-    for micro_batch in (part for mini_batch in mini_batches for part in mini_batch):
-        members, tokens = micro_batch.members, micro_batch.tokens
-        inside = mask[members]
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            own = distributed.run_as_forward(models.policy, policy_logprobs, tokens)
-            before = distributed.run_as_forward(models.reference, policy_logprobs, tokens)
-            judged = distributed.run_as_forward(models.value, token_values, tokens)
-        if not micro_batch.fills:
-            logprobs[members] = to_grid(own, inside)
-            reference_logprobs[members] = to_grid(before, inside)
-            values[members] = to_grid(judged, inside)
+    micro_batches = [part for mini_batch in mini_batches for part in mini_batch]
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        for part in micro_batches:
+            found = logprobs_and_values(models.policy, models.value, part.tokens)
+            _place(part, mask, zip((logprobs, values), found, strict=True))
+        with models.as_reference() as reference:
+            for part in micro_batches:
+                said = distributed.run_as_forward(reference, policy_logprobs, part.tokens)
+                _place(part, mask, [(reference_logprobs, said)])
     for model in (models.policy, models.reference, models.value):
         distributed.release(model)
     distributed.add_up(logprobs, reference_logprobs, values)  # 0 where another process computed
@@ -161,3 +171,10 @@ def gather_experience(
     if config.whiten_advantages:
         advantages = whiten(advantages, mask)
     return Experience(mask, logprobs, reference_logprobs, values, advantages, returns)
+
+
+def _place(part: MicroBatch, mask_BT: Tensor, found: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Put what was found at a micro-batch's response tokens into grids of the whole batch."""
+    if not part.fills:
+        for grid_BT, found_N in found:
+            grid_BT[part.members] = to_grid(found_N, mask_BT[part.members])

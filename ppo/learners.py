@@ -1,10 +1,14 @@
-"""The two models that PPO trains, each with its loss and its AdamW as §3.2.3 sets it."""
+"""The models that PPO trains, each with its loss and its AdamW as §3.2.3 sets it.
+
+Policy and value model have one each, or one together where the value model is a head on the policy's trunk.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +18,16 @@ from transformers import PreTrainedModel
 from llama2_chat import distributed
 from llama2_chat.errors import TrainingError
 from llama2_chat.ppo.config import PpoConfig, PpoTraining
-from llama2_chat.ppo.experience import Experience, MicroBatch
+from llama2_chat.ppo.experience import Experience, MicroBatch, Models
 from llama2_chat.ppo.losses import policy_loss, value_loss
-from llama2_chat.ppo.response_tokens import policy_logprobs, to_grid, token_values
+from llama2_chat.ppo.response_tokens import (
+    logprobs_and_values,
+    policy_logprobs,
+    shares_trunk,
+    to_grid,
+    token_values,
+)
+from llama2_chat.ppo.value_model import PolicyWithHead
 
 
 class Learner(ABC):
@@ -26,13 +37,18 @@ class Learner(ABC):
     rate_setting: str
 
     def __init__(
-        self, model: PreTrainedModel, config: PpoConfig, learning_rate: float, autocast: torch.dtype | None
+        self,
+        model: PreTrainedModel | PolicyWithHead,
+        config: PpoConfig,
+        learning_rate: float,
+        autocast: torch.dtype | None,
     ) -> None:
-        self.model, self.config, self.autocast = model, config, autocast
+        self.model: Any = model
+        self.config, self.autocast = config, autocast
         self.optimiser = build_optimiser(model, config.training, learning_rate)
         disable_dropout(model)
         if config.training.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @abstractmethod
     def loss(self, micro_batch: MicroBatch, experience: Experience) -> tuple[Tensor, dict[str, Tensor]]:
@@ -83,14 +99,8 @@ class PolicyLearner(Learner):
 
     def loss(self, micro_batch: MicroBatch, experience: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """See `llama2_chat.ppo.losses.policy_loss`."""
-        members, mask = micro_batch.members, experience.mask[micro_batch.members]
-        loss, clip_fraction = policy_loss(
-            to_grid(distributed.run_as_forward(self.model, policy_logprobs, micro_batch.tokens), mask),
-            experience.logprobs[members],
-            experience.advantages[members],
-            response_mask=mask,
-            clip_range=self.config.clip_range,
-        )
+        said = distributed.run_as_forward(self.model, policy_logprobs, micro_batch.tokens)
+        loss, clip_fraction = _surrogate(said, micro_batch, experience, self.config)
         return loss, {"clip_fraction": clip_fraction}
 
 
@@ -102,15 +112,67 @@ class ValueLearner(Learner):
 
     def loss(self, micro_batch: MicroBatch, experience: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """See `llama2_chat.ppo.losses.value_loss`."""
-        members, mask = micro_batch.members, experience.mask[micro_batch.members]
-        loss = value_loss(
-            to_grid(distributed.run_as_forward(self.model, token_values, micro_batch.tokens), mask),
-            experience.values[members],
-            experience.returns[members],
-            response_mask=mask,
-            clip_range=self.config.value_clip_range,
-        )
-        return loss, {}
+        values = distributed.run_as_forward(self.model, token_values, micro_batch.tokens)
+        return _squared_error(values, micro_batch, experience, self.config), {}
+
+
+class SharedTrunkLearner(Learner):
+    """Both losses on one trunk: clipped surrogate objective + `value_loss_weight` · clipped squared error."""
+
+    name = "policy"
+    rate_setting = "training.learning_rate or value_loss_weight"
+
+    def __init__(
+        self, models: Models, config: PpoConfig, learning_rate: float, autocast: torch.dtype | None
+    ) -> None:
+        self.models = models
+        super().__init__(PolicyWithHead(models.policy, models.value), config, learning_rate, autocast)
+
+    def loss(self, micro_batch: MicroBatch, experience: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum; both parts are told, the policy's under `surrogate_loss`."""
+        logprobs, values = logprobs_and_values(self.models.policy, self.models.value, micro_batch.tokens)
+        surrogate, clip_fraction = _surrogate(logprobs, micro_batch, experience, self.config)
+        error = _squared_error(values, micro_batch, experience, self.config)
+        measures = {"surrogate_loss": surrogate, "value_loss": error, "clip_fraction": clip_fraction}
+        return surrogate + self.config.value_loss_weight * error, measures
+
+
+def build_learners(models: Models, config: PpoConfig, autocast: torch.dtype | None) -> list[Learner]:
+    """Policy, then value model; or one learner for both where they share a trunk."""
+    rate = config.training.learning_rate
+    if shares_trunk(models.policy, models.value):
+        return [SharedTrunkLearner(models, config, rate, autocast)]
+    value_rate = config.training.value_learning_rate or rate
+    return [
+        PolicyLearner(models.policy, config, rate, autocast),
+        ValueLearner(models.value, config, value_rate, autocast),
+    ]
+
+
+def _surrogate(
+    logprobs_N: Tensor, micro_batch: MicroBatch, experience: Experience, config: PpoConfig
+) -> tuple[Tensor, Tensor]:
+    members, mask = micro_batch.members, experience.mask[micro_batch.members]
+    return policy_loss(
+        to_grid(logprobs_N, mask),
+        experience.logprobs[members],
+        experience.advantages[members],
+        response_mask=mask,
+        clip_range=config.clip_range,
+    )
+
+
+def _squared_error(
+    values_N: Tensor, micro_batch: MicroBatch, experience: Experience, config: PpoConfig
+) -> Tensor:
+    members, mask = micro_batch.members, experience.mask[micro_batch.members]
+    return value_loss(
+        to_grid(values_N, mask),
+        experience.values[members],
+        experience.returns[members],
+        response_mask=mask,
+        clip_range=config.value_clip_range,
+    )
 
 
 def shares_of_tokens(mini_batch: Sequence[MicroBatch]) -> list[float]:

@@ -32,7 +32,7 @@ from llama2_chat.ppo.experience import (
     gather_experience,
     split_into_mini_batches,
 )
-from llama2_chat.ppo.learners import Learner, PolicyLearner, ValueLearner, disable_dropout
+from llama2_chat.ppo.learners import build_learners, disable_dropout
 from llama2_chat.ppo.response_tokens import response_mask
 from llama2_chat.ppo.rollout import (
     EncodedPrompt,
@@ -74,12 +74,7 @@ class PpoLoop:
         for model in (models.policy, models.value, models.reference):
             distributed.share_weights(model, self.autocast)
         self.running = RunningState(config.kl_coefficient)
-        rate = config.training.learning_rate
-        value_rate = config.training.value_learning_rate or rate
-        self.learners: list[Learner] = [
-            PolicyLearner(models.policy, config, rate, self.autocast),
-            ValueLearner(models.value, config, value_rate, self.autocast),
-        ]
+        self.learners = build_learners(models, config, self.autocast)
         disable_dropout(models.reference)
         self.trained = {learner.name: (learner.model, learner.optimiser) for learner in self.learners}
         self.engine = TransformersEngine(

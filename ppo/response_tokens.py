@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llama2_chat import distributed
 from llama2_chat.logprobs import token_logprobs
+from llama2_chat.lora import plain_model
 from llama2_chat.reward.pooling import pack_dialogues
 
 
@@ -72,21 +74,48 @@ def to_grid(values_N: Tensor, mask_BT: Tensor) -> Tensor:
 
 def policy_logprobs(policy: PreTrainedModel, tokens: ResponseTokens) -> Tensor:
     """Natural-log probability of each response token at temperature 1, float32 (N,)."""
-    head: nn.Module = policy.get_output_embeddings()  # type: ignore[no-untyped-call]
-    logits_NV = head(_states(policy, tokens))
-    return token_logprobs(logits_NV, tokens.targets)
+    return _logprobs_of(policy, _states(policy, tokens), tokens)
 
 
 def token_values(value_model: PreTrainedModel, tokens: ResponseTokens) -> Tensor:
     """The value of the state before each response token, float32 (N,)."""
-    head: nn.Module = value_model.score  # type: ignore[assignment]
-    values_N: Tensor = head(_states(value_model, tokens)).squeeze(-1).float()
+    return _values_of(value_model, _states(value_model, tokens))
+
+
+def logprobs_and_values(
+    policy: PreTrainedModel, value_model: PreTrainedModel, tokens: ResponseTokens
+) -> tuple[Tensor, Tensor]:
+    """What `policy_logprobs` and `token_values` say; a trunk that is both models' is computed once."""
+    if shares_trunk(policy, value_model):
+        states = _states(policy, tokens)
+        return _logprobs_of(policy, states, tokens), _values_of(value_model, states)
+    return (
+        distributed.run_as_forward(policy, policy_logprobs, tokens),
+        distributed.run_as_forward(value_model, token_values, tokens),
+    )
+
+
+def shares_trunk(policy: PreTrainedModel, value_model: PreTrainedModel) -> bool:
+    """Whether the value model is a head on the policy's own trunk."""
+    return plain_model(policy).base_model is plain_model(value_model).base_model
+
+
+def _logprobs_of(policy: PreTrainedModel, states_NH: Tensor, tokens: ResponseTokens) -> Tensor:
+    head: nn.Module = plain_model(policy).get_output_embeddings()  # type: ignore[no-untyped-call]
+    return token_logprobs(head(states_NH), tokens.targets)
+
+
+def _values_of(value_model: PreTrainedModel, states_NH: Tensor) -> Tensor:
+    head: nn.Module = plain_model(value_model).score  # type: ignore[assignment]
+    values_N: Tensor = head(states_NH).squeeze(-1).float()
     return values_N
 
 
 def _states(model: PreTrainedModel, tokens: ResponseTokens) -> Tensor:
     """Last hidden state before each response token, (N, H)."""
-    hidden_RSH: Tensor = model.base_model(
-        input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False
-    ).last_hidden_state
+    hidden_RSH: Tensor = (
+        plain_model(model)
+        .base_model(input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False)
+        .last_hidden_state
+    )
     return hidden_RSH[tokens.rows, tokens.columns]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from llama2_chat.chat_format import build_chat_format
+from llama2_chat.cpu_memory import keep_freed_memory
+from llama2_chat.distributed import is_main_process, shares_weights
+from llama2_chat.errors import UserInputError
+from llama2_chat.lora import merged
 from llama2_chat.model_card import model_card
-from llama2_chat.models import load_policy, save_model, seed_everything
+from llama2_chat.models import load_policy, save_model, seed_everything, select_device
 from llama2_chat.ppo.config import PpoConfig
-from llama2_chat.ppo.experience import Models
 from llama2_chat.ppo.loop import PpoLoop
+from llama2_chat.ppo.models import load_models, plan_memory
 from llama2_chat.ppo.rollout import read_fitting_prompts
-from llama2_chat.ppo.value_model import load_value_model
 from llama2_chat.reward.scoring import RewardScorer
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import StageDirectory
@@ -23,34 +27,37 @@ _SUMMARISED = ("score", "helpfulness", "safety")
 
 
 def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirectory) -> dict[str, Any]:
-    """Optimise R̃_c − β KL on `config.prompts` and write `model/`.
+    """Optimise R̃_c − β KL on `config.prompts` and write `model/`; with `training.lora` also `adapter/`.
 
     Returns:
         `iterations`, `prompts`, `dropped_prompts`; means over the first and last tenth of the iterations.
     """
+    _refuse_shared_weights(config)
     tokenizer = load_tokenizer(config.policy, settings.gguf_file_of(config.policy))
     chat_format = build_chat_format(settings.chat_format, tokenizer)
+    if select_device(settings.device).type == "cpu":
+        keep_freed_memory()
     seed_everything(settings.seed)
-    policy = load_policy(config.policy, settings, gguf_file=settings.gguf_file_of(config.policy))
+    plain_policy = load_policy(config.policy, settings, gguf_file=settings.gguf_file_of(config.policy))
     prompts, dropped = read_fitting_prompts(
         config.prompts,
         chat_format,
         max_new_tokens=config.sampling.max_new_tokens,
-        context_length=int(getattr(policy.config, "max_position_embeddings", 4096)),
-    )
-    start = config.reference or config.policy
-    reference = load_policy(start, settings, gguf_file=settings.gguf_file_of(start))
-    value = load_value_model(
-        config, settings, tokenizer, directory.events, gguf_file=settings.gguf_file_of(config.policy)
+        context_length=int(getattr(plain_policy.config, "max_position_embeddings", 4096)),
     )
     scorer = RewardScorer.from_pretrained(
         config.helpfulness, config.safety, safety_threshold=config.safety_threshold, device=settings.device
     )
+    models = load_models(config, settings, tokenizer, directory.events, policy=plain_policy, scorer=scorer)
+    plan = plan_memory(models, scorer, config, settings, longest_prompt=max(len(p.ids) for p in prompts))
+    directory.events.write("memory_plan", **plan.to_event())
+    if is_main_process():
+        print("\n".join(plan.to_lines()), file=sys.stderr, flush=True)
     loop = PpoLoop(
         config,
         settings,
         directory,
-        models=Models(policy, value, reference),
+        models=models,
         prompts=prompts,
         chat_format=chat_format,
         scorer=scorer,
@@ -58,9 +65,28 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
     )
     loop.run()
     save_model(
-        policy, tokenizer, directory.model, settings=settings, card=model_card("ppo", config, settings)
+        merged(models.policy, directory.adapter if is_main_process() else None),
+        tokenizer,
+        directory.model,
+        settings=settings,
+        card=model_card("ppo", config, settings),
     )
     return {"prompts": len(prompts), "dropped_prompts": dropped, **summarise(directory.metrics_file)}
+
+
+def _refuse_shared_weights(config: PpoConfig) -> None:
+    where = [
+        key
+        for key, used in (
+            ("training.lora", config.training.lora is not None),
+            ("value_head: shared", config.value_head == "shared"),
+        )
+        if used
+    ]
+    if where and shares_weights():
+        raise UserInputError(
+            f"ppo: {' and '.join(where)}: not with weights in parts (FSDP); leave it out, or launch with --multi_gpu"
+        )
 
 
 def summarise(metrics_file: Path) -> dict[str, Any]:

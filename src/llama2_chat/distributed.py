@@ -112,6 +112,11 @@ def total(values: list[float]) -> list[float]:
     return [float(value) for value in sums.tolist()]
 
 
+def shares_weights() -> bool:
+    """Whether the launcher asks for weights in parts (FSDP), and there are several processes to hold them."""
+    return _is_set(_SHARDED) and process_count() > 1
+
+
 def gather_objects(own: T) -> list[T]:
     """What each process gives, by its number, in every process; all of them must call it. For what is small."""
     if process_count() == 1:
@@ -166,7 +171,7 @@ def share_weights(model: Any, precision: Any = None) -> None:
     Args:
         precision: Of the gathered weights, a torch.dtype; default: their own. Gradients are summed in float32.
     """
-    if not _is_set(_SHARDED) or process_count() == 1 or is_sharded(model):
+    if not shares_weights() or is_sharded(model):
         return
     import torch
     from torch.distributed.device_mesh import init_device_mesh

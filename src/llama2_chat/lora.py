@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import safetensors.torch
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from llama2_chat.errors import UserInputError
@@ -90,6 +92,73 @@ def merged_meanwhile(model: Any) -> Iterator[None]:
         for layer, weight in zip(layers, before, strict=True):
             layer.get_base_layer().weight.data = weight
             layer.merged_adapters = []
+
+
+@contextmanager
+def adapter_disabled(model: Any) -> Iterator[None]:
+    """The model computes what its base does, to the bit, and afterwards what it did before.
+
+    Its adapter's weights stay as they are and count as trained ones; nothing else may be trained meanwhile.
+    """
+    with model.disable_adapter():
+        yield
+
+
+def share_frozen_weights(model: nn.Module, owner: nn.Module) -> int:
+    """Let frozen weights of `model` that `owner` holds frozen too, with equal values, lie in the owner's memory.
+
+    Both go on as before: nobody writes frozen weights. Weights are found by name, adapters left aside.
+
+    Returns:
+        How many parameters are no longer held twice.
+    """
+    theirs = {_plain_name(name): p for name, p in owner.named_parameters() if not p.requires_grad}
+    shared = 0
+    for name, own in model.named_parameters():
+        other = theirs.get(_plain_name(name))
+        if own.requires_grad or other is None or own.data_ptr() == other.data_ptr():
+            continue
+        if own.shape == other.shape and own.dtype == other.dtype and torch.equal(own, other):
+            own.data = other.data
+            shared += own.numel()
+    return shared
+
+
+def save_trained_weights(model: nn.Module, file: Path) -> None:
+    """Write the weights that are trained: with an adapter it and the scalar head, else all of the model."""
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        safetensors.torch.save_model(model, str(file))
+    else:
+        safetensors.torch.save_file(
+            {name: parameter.detach().contiguous() for name, parameter in _trained(model).items()}, str(file)
+        )
+
+
+def load_trained_weights(model: nn.Module, file: Path) -> None:
+    """Read what `save_trained_weights` wrote for a model with the same weights in training.
+
+    Raises:
+        UserInputError: the file holds other weights, as those of a run with other settings.
+    """
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        safetensors.torch.load_model(model, str(file))
+        return
+    found, wanted = safetensors.torch.load_file(str(file)), _trained(model)
+    if found.keys() != wanted.keys():
+        differing = ", ".join(sorted(found.keys() ^ wanted.keys())[:3])
+        raise UserInputError(f"{file}: holds other weights than those in training ({differing}); start anew")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(found[name])
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name as it is without an adapter around it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def merged(model: Any, adapter: Path | None = None) -> PreTrainedModel:
