@@ -16,6 +16,7 @@ from llama2_chat.errors import TrainingError
 from llama2_chat.ppo.config import PpoConfig, PpoTraining
 from llama2_chat.ppo.experience import Experience, MicroBatch
 from llama2_chat.ppo.losses import policy_loss, value_loss
+from llama2_chat.ppo.measures import update_measures
 from llama2_chat.ppo.response_tokens import policy_logprobs, to_grid, token_values
 
 
@@ -58,7 +59,9 @@ class Learner(ABC):
                 loss, more = self.loss(micro_batch, experience)
             (loss * share).backward()  # type: ignore[no-untyped-call]
             for name, value in {f"{self.name}_loss": loss, **more}.items():
-                measures[name] += share * value.item()
+                found = value.item()
+                largest = name.endswith("_max")
+                measures[name] = max(measures[name], found) if largest else measures[name] + share * found
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm).item()
         measures[f"{self.name}_grad_norm"] = norm
         if not (math.isfinite(measures[f"{self.name}_loss"]) and math.isfinite(norm)):
@@ -81,14 +84,18 @@ class PolicyLearner(Learner):
     def loss(self, micro_batch: MicroBatch, experience: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """See `llama2_chat.ppo.losses.policy_loss`."""
         members, mask = micro_batch.members, experience.mask[micro_batch.members]
+        logprobs = to_grid(policy_logprobs(self.model, micro_batch.tokens), mask)
+        old_logprobs = experience.logprobs[members]
         loss, clip_fraction = policy_loss(
-            to_grid(policy_logprobs(self.model, micro_batch.tokens), mask),
-            experience.logprobs[members],
+            logprobs,
+            old_logprobs,
             experience.advantages[members],
             response_mask=mask,
             clip_range=self.config.clip_range,
         )
-        return loss, {"clip_fraction": clip_fraction}
+        with torch.no_grad():
+            update = update_measures(logprobs, old_logprobs, response_mask=mask)
+        return loss, {"clip_fraction": clip_fraction, **update}
 
 
 class ValueLearner(Learner):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llama2_chat.chat_format import build_chat_format
+from llama2_chat.chat_format import ChatFormat, build_chat_format
 from llama2_chat.model_card import model_card
 from llama2_chat.models import load_policy, save_model, seed_everything
 from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.ppo.experience import Models
 from llama2_chat.ppo.loop import PpoLoop
-from llama2_chat.ppo.rollout import read_fitting_prompts
+from llama2_chat.ppo.rollout import EncodedPrompt, read_fitting_prompts
 from llama2_chat.ppo.value_model import load_value_model
+from llama2_chat.ppo.watching import HeldOut
 from llama2_chat.reward.scoring import RewardScorer
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import StageDirectory
@@ -26,18 +28,21 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
     """Optimise R̃_c − β KL on `config.prompts` and write `model/`.
 
     Returns:
-        `iterations`, `prompts`, `dropped_prompts`; means over the first and last tenth of the iterations.
+        `iterations`, `prompts`, `dropped_prompts`; means over the first and last tenth of the iterations; what the
+        watching found (`Watch.finish`).
     """
     tokenizer = load_tokenizer(config.policy, settings.gguf_file_of(config.policy))
     chat_format = build_chat_format(settings.chat_format, tokenizer)
     seed_everything(settings.seed)
     policy = load_policy(config.policy, settings, gguf_file=settings.gguf_file_of(config.policy))
+    context_length = int(getattr(policy.config, "max_position_embeddings", 4096))
     prompts, dropped = read_fitting_prompts(
         config.prompts,
         chat_format,
         max_new_tokens=config.sampling.max_new_tokens,
-        context_length=int(getattr(policy.config, "max_position_embeddings", 4096)),
+        context_length=context_length,
     )
+    held_out, held_out_counts = _held_out(config, settings, directory, prompts, chat_format, context_length)
     start = config.reference or config.policy
     reference = load_policy(start, settings, gguf_file=settings.gguf_file_of(start))
     value = load_value_model(
@@ -55,12 +60,48 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
         chat_format=chat_format,
         scorer=scorer,
         padding_id=tokenizer.padding_id,
+        held_out=held_out,
     )
-    loop.run()
+    watched = loop.run()
     save_model(
         policy, tokenizer, directory.model, settings=settings, card=model_card("ppo", config, settings)
     )
-    return {"prompts": len(prompts), "dropped_prompts": dropped, **summarise(directory.metrics_file)}
+    return {
+        "prompts": len(prompts),
+        "dropped_prompts": dropped,
+        **held_out_counts,
+        **summarise(directory.metrics_file),
+        **watched,
+    }
+
+
+def _held_out(
+    config: PpoConfig,
+    settings: RunSettings,
+    directory: StageDirectory,
+    prompts: Sequence[EncodedPrompt],
+    chat_format: ChatFormat,
+    context_length: int,
+) -> tuple[HeldOut, dict[str, int]]:
+    """What the policy is judged on, and how many prompts that are; one that is trained on too is told of."""
+    if not config.held_out:
+        return HeldOut(), {}
+    found, dropped = read_fitting_prompts(
+        config.held_out,
+        chat_format,
+        max_new_tokens=config.sampling.max_new_tokens,
+        context_length=context_length,
+    )
+    trained = {tuple(prompt.ids) for prompt in prompts}
+    if twice := sum(tuple(prompt.ids) in trained for prompt in found):
+        directory.warn(
+            f"held_out: {twice:,} of {len(found):,} prompts are among those that are trained on; what is found on them "
+            "says little of other prompts"
+        )
+    independent = None
+    if config.independent is not None:
+        independent = RewardScorer.from_pretrained(config.independent, device=settings.device)
+    return HeldOut(found, independent), {"held_out_prompts": len(found), "dropped_held_out_prompts": dropped}
 
 
 def summarise(metrics_file: Path) -> dict[str, Any]:
