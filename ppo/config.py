@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from llama2_chat.ppo.watching_config import EarlyStopping, GuardsConfig, Off
+from llama2_chat.ppo.watching_config import EarlyStopping, GuardsConfig, Stopping
 from llama2_chat.settings import DataReference, ModelReference, RewardReference, SamplingConfig, StrictModel
 
 _SAMPLER_DIFFERENCE = {"float32": 0.01, "bfloat16": 0.1}
@@ -89,7 +89,7 @@ class PpoConfig(StrictModel):
     evaluation_iterations: int = Field(
         10, ge=1, description="Iterations between two evaluations on held_out and two tables of samples"
     )
-    early_stopping: EarlyStopping | Off | None = Field(
+    early_stopping: Stopping | None = Field(
         None, description="Default: patience 5 where held_out is given; off runs all iterations"
     )
     keep: Literal["best", "last"] | None = Field(

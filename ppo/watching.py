@@ -97,13 +97,15 @@ class Watch:
         )
         if broken and not self._may_end():
             raise TrainingError(next(finding.reason for finding in found if finding.guard == "not_finite"))
-        for finding in found:
-            self._tell(finding)
         stop = next((finding for finding in found if finding.action == "stop"), None)
         reason = stops_early(self.evaluations, self.config.stopping)
         if stop is None and reason is not None:
             stop = Finding("early_stopping", "stop", done, reason)
-        if stop is not None and not last:
+        if last:
+            stop = None
+        for finding in found:
+            self._tell(finding, stopping=finding is stop)
+        if stop is not None:
             if not broken:
                 self._evaluate(done)
             self._stop(stop)
@@ -121,7 +123,7 @@ class Watch:
             return False
         finding = Finding("not_finite", "stop", len(self.rows), str(error))
         self._broken.append(finding)
-        self._tell(finding)
+        self._tell(finding, stopping=True)
         self._stop(finding)
         return True
 
@@ -173,15 +175,14 @@ class Watch:
         row = next((row for row in self.evaluations if row["step"] == done), {})
         return {f"held_out_{name}": row[name] for name in _IN_METRICS if name in row}
 
-    def _tell(self, finding: Finding) -> None:
-        self.directory.warn(f"iteration {finding.iteration}: {finding.reason}")
+    def _tell(self, finding: Finding, *, stopping: bool) -> None:
+        if not stopping:
+            self.directory.warn(f"iteration {finding.iteration}: {finding.reason}")
         self.directory.events.write("guard", **finding.to_row())
 
     def _stop(self, finding: Finding) -> None:
-        self.stopped_by = {
-            "name": finding.guard, "iteration": finding.iteration, "reason": finding.reason
-        }  # fmt: skip
-        self.directory.events.write("stopped_early", **self.stopped_by)
+        self.directory.warn(f"stopped after iteration {finding.iteration}: {finding.reason}")
+        self.stopped_by = {"name": finding.guard, "iteration": finding.iteration, "reason": finding.reason}
 
     def _best(self, done: int) -> Path:
         return self.directory.checkpoints / f"best-{done}"

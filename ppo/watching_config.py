@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from llama2_chat.settings import StrictModel
 
@@ -83,3 +83,13 @@ class EarlyStopping(StrictModel):
 
     patience: int = Field(5, ge=1, description="Evaluations in a row without a gain")
     min_delta: float = Field(0.0, ge=0.0, description="What counts as a gain, in raw R_c (logits)")
+
+
+def _written_as(value: Any) -> str:
+    """Which of the two a value is meant to be, so that only that one's problems are reported."""
+    return "a mapping" if isinstance(value, EarlyStopping | dict) else "off"
+
+
+Stopping = Annotated[
+    Annotated[EarlyStopping, Tag("a mapping")] | Annotated[Off, Tag("off")], Discriminator(_written_as)
+]
