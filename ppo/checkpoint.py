@@ -1,4 +1,4 @@
-"""Checkpoints of PPO: trained weights of policy and value model, their optimisers, running state; the iteration by name.
+"""Checkpoints of PPO: what is trained of policy and value model, optimisers, running state; the iteration in the name.
 
 Nothing else is needed to go on with the same bytes: prompts, samples and mini-batches are functions of
 seed and iteration. Weights that several processes share are written whole, by the first process.
@@ -40,16 +40,12 @@ def save_checkpoint(checkpoints: Path, iteration: int, trained: Trained, running
         return
     # Shared weights come together tensor by tensor, so this is no work for the first process alone.
     states = {name: _whole_state(optimiser.state_dict()) for name, (_, optimiser) in trained.items()}
-    weights = {name: _whole_weights(model) for name, (model, _) in trained.items()}
+    weights = {name: whole_weights(model) for name, (model, _) in trained.items()}
     if writes:
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             for name, (model, _) in trained.items():
-                file = temporary / f"{name}.safetensors"
-                if distributed.is_sharded(model):
-                    safetensors.torch.save_file(weights[name], str(file))
-                else:
-                    save_trained_weights(model, file)
+                write_weights(model, temporary / f"{name}.safetensors", weights[name])
             torch.save(states, temporary / "optimizer.pt")
             write_json(temporary / _RUNNING, running.to_json())
             write_text(temporary / COMPLETE_MARKER, distributed.launch())
@@ -77,21 +73,33 @@ def restore_checkpoint(
     # weights_only: tensors and plain containers, never code from a pickle.
     states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
     for name, (model, optimiser) in trained.items():
-        file = folder / f"{name}.safetensors"
-        if distributed.is_sharded(model):
-            _load_own_parts(model, file)
-        else:
-            load_trained_weights(model, file)
+        read_weights(model, folder / f"{name}.safetensors")
         optimiser.load_state_dict(_own_state(states[name], optimiser))
     return _iteration(folder), RunningState.from_json(read_json(folder / _RUNNING))
 
 
-def _whole_weights(model: nn.Module) -> dict[str, Tensor]:
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a model that processes share, in the first one's main memory; tied ones once."""
     if not distributed.is_sharded(model):
         return {}
     distributed.release(model)
     return {name: distributed.to_first(weight.detach()) for name, weight in model.named_parameters()}
+
+
+def write_weights(model: nn.Module, file: Path, shared: dict[str, Tensor]) -> None:
+    """Write what is trained of a model, by the first process; `shared` is what `whole_weights` said, to all of them."""
+    if distributed.is_sharded(model):
+        safetensors.torch.save_file(shared, str(file))
+    else:
+        save_trained_weights(model, file)
+
+
+def read_weights(model: nn.Module, file: Path) -> None:
+    """Read what `write_weights` wrote, each process what it holds of it."""
+    if distributed.is_sharded(model):
+        _load_own_parts(model, file)
+    else:
+        load_trained_weights(model, file)
 
 
 def _load_own_parts(model: nn.Module, file: Path) -> None:

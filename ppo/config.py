@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from llama2_chat.ppo.watching_config import EarlyStopping, GuardsConfig, Stopping
 from llama2_chat.settings import (
     DataReference,
     LoraConfig,
@@ -14,6 +15,9 @@ from llama2_chat.settings import (
     SamplingConfig,
     StrictModel,
 )
+
+_SAMPLER_DIFFERENCE = {"float32": 0.01, "bfloat16": 0.1}
+"""Mean distance, in nats a token, above which sampler and trainer are not taken for one and the same policy."""
 
 
 class PpoTraining(StrictModel):
@@ -109,6 +113,31 @@ class PpoConfig(StrictModel):
         "or its own",
     )
     training: PpoTraining = PpoTraining()
+    held_out: list[DataReference] = Field(
+        default_factory=list, description="Prompts that the policy is judged on, never trained on"
+    )
+    independent: RewardReference | None = Field(
+        None,
+        description="Reward model on other data that judges held-out responses too; nothing is optimised against it",
+    )
+    evaluation_iterations: int = Field(
+        10, ge=1, description="Iterations between two evaluations on held_out and two tables of samples"
+    )
+    early_stopping: Stopping | None = Field(
+        None, description="Default: patience 5 where held_out is given; off runs all iterations"
+    )
+    keep: Literal["best", "last"] | None = Field(
+        None,
+        description="The policy that becomes the model: of the best evaluation, or the last; default: best where "
+        "held_out is given",
+    )
+    guards: GuardsConfig = GuardsConfig()
+    max_sampler_difference: float | None = Field(
+        None,
+        gt=0.0,
+        description="Warn where log-probabilities of sampler and trainer differ by more nats a token, in the mean; "
+        "default 0.01 in float32, 0.1 in bfloat16",
+    )
 
     @field_validator("whiten_scores", mode="before")
     @classmethod
@@ -151,3 +180,40 @@ class PpoConfig(StrictModel):
                 "leave it out, or write value_head: own"
             )
         return self
+
+    @model_validator(mode="after")
+    def _something_to_judge_on(self) -> PpoConfig:
+        needing = [
+            name
+            for name, value in (
+                ("independent", self.independent is not None),
+                ("early_stopping", isinstance(self.early_stopping, EarlyStopping)),
+                ("keep: best", self.keep == "best"),
+            )
+            if value
+        ]
+        if needing and not self.held_out:
+            raise ValueError(
+                f"{', '.join(needing)} needs prompts to judge the policy on: name them in held_out"
+            )
+        if twice := sorted(set(self.prompts) & set(self.held_out)):
+            raise ValueError(
+                f"{', '.join(twice)} is in prompts and in held_out; what is trained on says nothing of other prompts"
+            )
+        return self
+
+    @property
+    def stopping(self) -> EarlyStopping | None:
+        """Early stopping as it is in use."""
+        if self.early_stopping is None:
+            return EarlyStopping() if self.held_out else None
+        return self.early_stopping if isinstance(self.early_stopping, EarlyStopping) else None
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the policy of the best evaluation becomes the model."""
+        return bool(self.held_out) and self.keep != "last"
+
+    def sampler_bound(self, precision: str) -> float:
+        """`max_sampler_difference` as it is in use."""
+        return self.max_sampler_difference or _SAMPLER_DIFFERENCE[precision]

@@ -20,6 +20,7 @@ from llama2_chat.errors import TrainingError
 from llama2_chat.ppo.config import PpoConfig, PpoTraining
 from llama2_chat.ppo.experience import Experience, MicroBatch, Models
 from llama2_chat.ppo.losses import policy_loss, value_loss
+from llama2_chat.ppo.measures import update_measures
 from llama2_chat.ppo.response_tokens import (
     logprobs_and_values,
     policy_logprobs,
@@ -74,8 +75,11 @@ class Learner(ABC):
                 loss, more = self.loss(micro_batch, experience)
             (loss * (share * factor)).backward()  # type: ignore[no-untyped-call]
             for name, value in {f"{self.name}_loss": loss, **more}.items():
-                measures[name] = measures.get(name, 0.0) + share * value.item()
-        measures = dict(zip(measures, distributed.total(list(measures.values())), strict=True))
+                found = value.item()
+                largest = name.endswith("_max")
+                before = measures.get(name, 0.0)
+                measures[name] = max(before, found) if largest else before + share * found
+        measures = _of_all_processes(measures)
         distributed.sum_gradients(self.model)
         clipped = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm)
         norm = distributed.whole(clipped).item()
@@ -100,8 +104,7 @@ class PolicyLearner(Learner):
     def loss(self, micro_batch: MicroBatch, experience: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """See `llama2_chat.ppo.losses.policy_loss`."""
         said = distributed.run_as_forward(self.model, policy_logprobs, micro_batch.tokens)
-        loss, clip_fraction = _surrogate(said, micro_batch, experience, self.config)
-        return loss, {"clip_fraction": clip_fraction}
+        return _surrogate(said, micro_batch, experience, self.config)
 
 
 class ValueLearner(Learner):
@@ -131,9 +134,9 @@ class SharedTrunkLearner(Learner):
     def loss(self, micro_batch: MicroBatch, experience: Experience) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum; both parts are told, the policy's under `surrogate_loss`."""
         logprobs, values = logprobs_and_values(self.models.policy, self.models.value, micro_batch.tokens)
-        surrogate, clip_fraction = _surrogate(logprobs, micro_batch, experience, self.config)
+        surrogate, measures = _surrogate(logprobs, micro_batch, experience, self.config)
         error = _squared_error(values, micro_batch, experience, self.config)
-        measures = {"surrogate_loss": surrogate, "value_loss": error, "clip_fraction": clip_fraction}
+        measures |= {"surrogate_loss": surrogate, "value_loss": error}
         return surrogate + self.config.value_loss_weight * error, measures
 
 
@@ -151,15 +154,19 @@ def build_learners(models: Models, config: PpoConfig, autocast: torch.dtype | No
 
 def _surrogate(
     logprobs_N: Tensor, micro_batch: MicroBatch, experience: Experience, config: PpoConfig
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     members, mask = micro_batch.members, experience.mask[micro_batch.members]
-    return policy_loss(
-        to_grid(logprobs_N, mask),
-        experience.logprobs[members],
+    logprobs, old_logprobs = to_grid(logprobs_N, mask), experience.logprobs[members]
+    loss, clip_fraction = policy_loss(
+        logprobs,
+        old_logprobs,
         experience.advantages[members],
         response_mask=mask,
         clip_range=config.clip_range,
     )
+    with torch.no_grad():
+        update = update_measures(logprobs, old_logprobs, response_mask=mask)
+    return loss, {"clip_fraction": clip_fraction, **update}
 
 
 def _squared_error(
@@ -173,6 +180,14 @@ def _squared_error(
         response_mask=mask,
         clip_range=config.value_clip_range,
     )
+
+
+def _of_all_processes(measures: dict[str, float]) -> dict[str, float]:
+    """Sums over the processes, each of which has weighed its own; of a `_max` the largest."""
+    sums = dict(zip(measures, distributed.total(list(measures.values())), strict=True))
+    largest = [name for name in measures if name.endswith("_max")]
+    found = distributed.gather_objects([measures[name] for name in largest])
+    return sums | dict(zip(largest, map(max, zip(*found, strict=True)), strict=True))
 
 
 def shares_of_tokens(mini_batch: Sequence[MicroBatch]) -> list[float]:

@@ -7,22 +7,22 @@ batch is therefore off-policy from its first step.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from llama2_chat import distributed, interruption
 from llama2_chat.chat_format import ChatFormat
+from llama2_chat.errors import TrainingError
 from llama2_chat.generation.answers import Answer
 from llama2_chat.generation.transformers_engine import TransformersEngine
-from llama2_chat.masked_stats import masked_mean
 from llama2_chat.models import sampling_dtype
+from llama2_chat.ppo.batch_measures import Measures, batch_measures, finite_row, step_measures
 from llama2_chat.ppo.checkpoint import restore_checkpoint, save_checkpoint
 from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.ppo.experience import (
@@ -32,23 +32,27 @@ from llama2_chat.ppo.experience import (
     gather_experience,
     split_into_mini_batches,
 )
+from llama2_chat.ppo.held_out import Judge
 from llama2_chat.ppo.learners import build_learners, disable_dropout
 from llama2_chat.ppo.response_tokens import response_mask
 from llama2_chat.ppo.rollout import (
     EncodedPrompt,
     prompt_order,
-    raw_combined,
     sample_batch,
     score_answers,
     scores_to_learn,
 )
 from llama2_chat.ppo.running import RunningState, next_kl_coefficient, whiten_scores
 from llama2_chat.ppo.sharing import own_share, put_together
+from llama2_chat.ppo.watching import HeldOut, Watch
 from llama2_chat.progress import track
 from llama2_chat.reward.scoring import RewardScorer, Score
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import StageDirectory
 from llama2_chat.training import forget_later_steps
+
+_PHASES = ("sampling", "scoring", "logprobs", "update")
+"""What an iteration's time goes to."""
 
 
 class PpoLoop:
@@ -65,6 +69,7 @@ class PpoLoop:
         chat_format: ChatFormat,
         scorer: RewardScorer,
         padding_id: int,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.config, self.settings, self.directory = config, settings, directory
         self.models, self.prompts = models, prompts
@@ -82,11 +87,37 @@ class PpoLoop:
         )
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.tokens: defaultdict[str, int] = defaultdict(int)
+        self.watch = self._watch(held_out or HeldOut())
 
-    def run(self) -> None:
+    def _watch(self, held_out: HeldOut) -> Watch:
+        judge = Judge(
+            self.directory.path.name,
+            self.config,
+            self.models,
+            self.engine,
+            self.chat_format,
+            self.scorer,
+            held_out.independent,
+            seed=self.settings.seed,
+            padding_id=self.padding_id,
+            autocast=self.autocast,
+        )
+        return Watch(
+            self.config,
+            self.directory,
+            judge,
+            held_out=held_out.prompts,
+            prompts=self.prompts,
+            precision=self.settings.precision,
+        )
+
+    def run(self) -> dict[str, Any]:
         """All iterations, from the last whole checkpoint if there is one; the policy is trained in place.
 
         Where several processes share the weights, the first ends up with the whole policy.
+
+        Returns:
+            What the watching found (`Watch.finish`); the policy is then the one to keep.
 
         Raises:
             Interrupted: a signal arrived, at any process; a checkpoint was written before.
@@ -96,6 +127,7 @@ class PpoLoop:
         done, self.running = restore_checkpoint(directory.checkpoints, self.trained, self.running)
         if distributed.is_main_process():
             forget_later_steps(directory.metrics_file, done)
+        self.watch.resume(done)
         directory.events.write(
             "ppo_started",
             iterations=training.iterations,
@@ -105,20 +137,42 @@ class PpoLoop:
         description = f"{directory.path.name}: PPO"
         with track(description, total=training.iterations, unit="iterations", done=done) as progress:
             for iteration in range(done, training.iterations):
-                self._log(iteration, self._iterate(iteration))
+                if self._is_to_stop(iteration):
+                    break
+                before = dict(self.seconds)
+                try:
+                    self.watch.log(self._iterate(iteration))
+                except TrainingError as error:
+                    if not self.watch.survives(error):
+                        raise
+                    break
+                self._write_times(iteration, before)
                 progress.advance()
                 last = iteration + 1 == training.iterations
                 if last or (iteration + 1) % training.checkpoint_iterations == 0:
                     self._save(iteration + 1)
+            else:
+                self._is_to_stop(training.iterations)
         directory.events.write(
             "ppo_finished",
-            iterations=training.iterations - done,
+            iterations=len(self.watch.rows) - done,
             **{f"{name}_tokens": count for name, count in self.tokens.items()},
             **{f"{name}_seconds": round(seconds, 3) for name, seconds in self.seconds.items()},
         )
+        watched = self.watch.finish()
         distributed.gather_weights(self.models.policy)
+        return watched
 
-    def _iterate(self, iteration: int) -> dict[str, float | None]:
+    def _is_to_stop(self, done: int) -> bool:
+        """See `Watch.look`; what it may be interrupted in is evaluation, after `done` whole iterations."""
+        try:
+            with self._timed("evaluation"):
+                return self.watch.look(done)
+        except interruption.Interrupted:
+            self._save(done)
+            raise
+
+    def _iterate(self, iteration: int) -> Measures:
         """One batch from prompts to gradient steps; returns the line for metrics.jsonl."""
         try:
             interruption.raise_together()
@@ -131,23 +185,25 @@ class PpoLoop:
         running = self.running.with_scores(learnt)
         rewards = whiten_scores(learnt, running.scores, over=self.config.whiten_scores)
         with self._timed("training"):
-            mini_batches = self._mini_batches(prompts, answers, iteration, epoch=0)
-            experience = gather_experience(
-                self.models,
-                mini_batches,
-                response_mask([answer.response.token_ids for answer in answers]).to(self.device),
-                rewards.to(self.device),
-                self.config,
-                self.autocast,
-                kl_coefficient=running.kl_coefficient,
-            )
-            steps = self._steps(mini_batches, experience, iteration)
-            for epoch in range(1, self.config.training.epochs_per_batch):
-                mini_batches = self._mini_batches(prompts, answers, iteration, epoch)
-                steps += self._steps(mini_batches, experience, iteration)
-        measures = _measures(scores, answers, experience) | {"kl_coefficient": running.kl_coefficient}
+            with self._timed("logprobs"):
+                mini_batches = self._mini_batches(prompts, answers, iteration, epoch=0)
+                experience = gather_experience(
+                    self.models,
+                    mini_batches,
+                    response_mask([answer.response.token_ids for answer in answers]).to(self.device),
+                    rewards.to(self.device),
+                    self.config,
+                    self.autocast,
+                    kl_coefficient=running.kl_coefficient,
+                )
+            with self._timed("update"):
+                steps = self._steps(mini_batches, experience, iteration)
+                for epoch in range(1, self.config.training.epochs_per_batch):
+                    mini_batches = self._mini_batches(prompts, answers, iteration, epoch)
+                    steps += self._steps(mini_batches, experience, iteration)
+        measures = batch_measures(scores, answers, rewards, experience, running.kl_coefficient)
         self.running = self._adapted(running, measures["kl_nats"], iteration)
-        return measures | _mean_of_steps(steps)
+        return finite_row(measures | {"kl_coefficient": running.kl_coefficient} | step_measures(steps))
 
     def _adapted(self, running: RunningState, kl_nats: float | None, iteration: int) -> RunningState:
         """With the next iteration's β; it stays where no target is set, and while the policy stands still."""
@@ -228,17 +284,18 @@ class PpoLoop:
             steps.append(measures)
         return steps
 
-    def _log(self, iteration: int, measures: dict[str, float | None]) -> None:
-        """One line an iteration, by the first process, on disk before any checkpoint that counts on it."""
-        if not distributed.is_main_process():
-            return
-        with self.directory.metrics_file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": iteration + 1} | measures) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+    def _write_times(self, iteration: int, before: Mapping[str, float]) -> None:
+        """The seconds of each phase of one iteration, as an event."""
+        phases = {
+            f"{name}_seconds": round(seconds - before.get(name, 0.0), 4)
+            for name, seconds in self.seconds.items()
+            if name in _PHASES
+        }
+        self.directory.events.write("ppo_iteration", iteration=iteration + 1, **phases)
 
     def _save(self, iterations: int) -> None:
         save_checkpoint(self.directory.checkpoints, iterations, self.trained, self.running)
+        self.watch.saved(iterations)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
@@ -248,34 +305,3 @@ class PpoLoop:
         started = time.perf_counter()
         yield
         self.seconds[name] += time.perf_counter() - started
-
-
-def _measures(
-    scores: Sequence[Score], answers: Sequence[Answer], experience: Experience
-) -> dict[str, float | None]:
-    """What an iteration's batch says of the policy and value model that it was sampled with."""
-    mask, count = experience.mask, len(scores)
-    log_ratios = experience.logprobs - experience.reference_logprobs  # 0 outside the mask
-    errors = (experience.returns - experience.values)[mask]
-    spread = experience.returns[mask].var(correction=0)
-    safety = [score.safety for score in scores if score.safety is not None]
-    return {
-        "score_mean": sum(map(raw_combined, scores)) / count,
-        "helpfulness_mean": sum(score.helpfulness for score in scores) / count,
-        "safety_mean": sum(safety) / count if safety else None,
-        "kl_nats": log_ratios.sum(1).mean().item(),
-        "entropy_nats": -masked_mean(experience.logprobs, mask).item(),
-        "explained_variance": (1 - errors.var(correction=0) / spread).item() if spread > 0 else 0.0,
-        "response_tokens_mean": mask.sum().item() / count,
-        "incomplete_share": sum(answer.status != "complete" for answer in answers) / count,
-    }
-
-
-def _mean_of_steps(steps: Sequence[dict[str, float]]) -> dict[str, float | None]:
-    """Means over an iteration's gradient steps; None for what the warm-up does not do."""
-    names = (
-        "policy_loss", "value_loss", "clip_fraction", "policy_grad_norm", "value_grad_norm",
-    )  # fmt: skip
-    return {
-        name: sum(step[name] for step in steps) / len(steps) if name in steps[0] else None for name in names
-    }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llama2_chat.chat_format import build_chat_format
+from llama2_chat.chat_format import ChatFormat, build_chat_format
 from llama2_chat.cpu_memory import keep_freed_memory
 from llama2_chat.distributed import is_main_process, shares_weights
 from llama2_chat.errors import UserInputError
@@ -17,7 +18,8 @@ from llama2_chat.models import load_policy, save_model, seed_everything, select_
 from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.ppo.loop import PpoLoop
 from llama2_chat.ppo.models import load_models, plan_memory
-from llama2_chat.ppo.rollout import read_fitting_prompts
+from llama2_chat.ppo.rollout import EncodedPrompt, read_fitting_prompts
+from llama2_chat.ppo.watching import HeldOut
 from llama2_chat.reward.scoring import RewardScorer
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import StageDirectory
@@ -30,7 +32,8 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
     """Optimise R̃_c − β KL on `config.prompts` and write `model/`; with `training.lora` also `adapter/`.
 
     Returns:
-        `iterations`, `prompts`, `dropped_prompts`; means over the first and last tenth of the iterations.
+        `iterations`, `prompts`, `dropped_prompts`; means over the first and last tenth of the iterations; what the
+        watching found (`Watch.finish`).
     """
     _refuse_shared_weights(config)
     tokenizer = load_tokenizer(config.policy, settings.gguf_file_of(config.policy))
@@ -39,12 +42,14 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
         keep_freed_memory()
     seed_everything(settings.seed)
     plain_policy = load_policy(config.policy, settings, gguf_file=settings.gguf_file_of(config.policy))
+    context_length = int(getattr(plain_policy.config, "max_position_embeddings", 4096))
     prompts, dropped = read_fitting_prompts(
         config.prompts,
         chat_format,
         max_new_tokens=config.sampling.max_new_tokens,
-        context_length=int(getattr(plain_policy.config, "max_position_embeddings", 4096)),
+        context_length=context_length,
     )
+    held_out, held_out_counts = _held_out(config, settings, directory, prompts, chat_format, context_length)
     scorer = RewardScorer.from_pretrained(
         config.helpfulness, config.safety, safety_threshold=config.safety_threshold, device=settings.device
     )
@@ -62,8 +67,9 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
         chat_format=chat_format,
         scorer=scorer,
         padding_id=tokenizer.padding_id,
+        held_out=held_out,
     )
-    loop.run()
+    watched = loop.run()
     save_model(
         merged(models.policy, directory.adapter if is_main_process() else None),
         tokenizer,
@@ -71,7 +77,42 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
         settings=settings,
         card=model_card("ppo", config, settings),
     )
-    return {"prompts": len(prompts), "dropped_prompts": dropped, **summarise(directory.metrics_file)}
+    return {
+        "prompts": len(prompts),
+        "dropped_prompts": dropped,
+        **held_out_counts,
+        **summarise(directory.metrics_file),
+        **watched,
+    }
+
+
+def _held_out(
+    config: PpoConfig,
+    settings: RunSettings,
+    directory: StageDirectory,
+    prompts: Sequence[EncodedPrompt],
+    chat_format: ChatFormat,
+    context_length: int,
+) -> tuple[HeldOut, dict[str, int]]:
+    """What the policy is judged on, and how many prompts that are; one that is trained on too is told of."""
+    if not config.held_out:
+        return HeldOut(), {}
+    found, dropped = read_fitting_prompts(
+        config.held_out,
+        chat_format,
+        max_new_tokens=config.sampling.max_new_tokens,
+        context_length=context_length,
+    )
+    trained = {tuple(prompt.ids) for prompt in prompts}
+    if twice := sum(tuple(prompt.ids) in trained for prompt in found):
+        directory.warn(
+            f"held_out: {twice:,} of {len(found):,} prompts are among those that are trained on; what is found on them "
+            "says little of other prompts"
+        )
+    independent = None
+    if config.independent is not None:
+        independent = RewardScorer.from_pretrained(config.independent, device=settings.device)
+    return HeldOut(found, independent), {"held_out_prompts": len(found), "dropped_held_out_prompts": dropped}
 
 
 def _refuse_shared_weights(config: PpoConfig) -> None:

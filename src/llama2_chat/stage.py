@@ -21,7 +21,7 @@ from llama2_chat.files import remove
 from llama2_chat.settings import RowKind, RunSettings, StrictModel
 
 _OPTIMISER_FILES = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin")
-_PROGRESS = ("text", *(f"checkpoint-*/{pattern}" for pattern in _OPTIMISER_FILES))
+_PROGRESS = ("text", "best-*", *(f"checkpoint-*/{pattern}" for pattern in _OPTIMISER_FILES))
 Metrics = dict[str, Any]
 """JSON values by name; a function of configuration, data and seed only (no times)."""
 
@@ -101,8 +101,13 @@ class StageDirectory:
         return self.path / "dataset.jsonl"
 
     @property
+    def held_out(self) -> Path:
+        """What a policy in training was found to be worth on held-out prompts, a line an evaluation."""
+        return self.path / "held_out.jsonl"
+
+    @property
     def samples(self) -> Path:
-        """Everything that a data maker sampled, with scores."""
+        """Everything that a data maker sampled, with scores; of PPO, what its evaluations did."""
         return self.path / "samples.jsonl"
 
     @property

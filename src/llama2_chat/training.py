@@ -274,13 +274,16 @@ def tracker_callback(name: Tracker, directory: StageDirectory, steps_done: int) 
     return callback
 
 
-def forget_later_steps(file: Path, step: int) -> None:
-    """Keep the lines of a JSONL file up to `step`, that of the checkpoint which training resumes from; 0 keeps none."""
+def forget_later_steps(file: Path, step: int, *, key: str = "step") -> None:
+    """Keep the lines of a JSONL file up to `step`, that of the checkpoint which training resumes from.
+
+    Lines count their steps from 1 under `key`, so that 0 keeps none.
+    """
     kept = []
     if file.exists():
         for line in file.read_text(encoding="utf-8").splitlines():
             record = _parsed(line)
-            if record is not None and record["step"] <= step:
+            if record is not None and record[key] <= step:
                 kept.append(line + "\n")
     write_text(file, "".join(kept))
 

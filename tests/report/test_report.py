@@ -24,7 +24,7 @@ def report_of(run: Path, cli: Any) -> Page:
 
 def test_a_whole_run(whole: Page) -> None:
     check_self_contained(whole)
-    wanted = ["results", "pipeline", "training", "reward-models", "policies", "kl"]
+    wanted = ["results", "pipeline", "training", "reward-models", "ppo", "policies", "kl"]
     assert list(whole.sections)[1:] == [*wanted, "samples", "time", "dropped", "recipe"]
     assert len(whole.source) < 1_000_000
     assert "small, seed 0" in whole.text("")

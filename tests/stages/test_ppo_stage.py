@@ -19,6 +19,7 @@ from llama2_chat.jsonl import write_rows
 from llama2_chat.ppo import learners, loop, value_model
 from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.ppo.train import run_stage
+from llama2_chat.reward.scoring import Score
 from llama2_chat.stage import StageDirectory
 
 ITERATIONS = 4
@@ -216,7 +217,7 @@ def run_on_short_answers(settings, directory, config, monkeypatch) -> list[dict]
     def scored(scorer, prompts, answers):
         scores = original(scorer, prompts, answers)
         return [
-            loop.Score(-float(len(answer.response.token_ids)), None, 0.5, None, "helpfulness", 0.5)
+            Score(-float(len(answer.response.token_ids)), None, 0.5, None, "helpfulness", 0.5)
             for answer, _ in zip(answers, scores, strict=True)
         ]
 

@@ -22,6 +22,9 @@ _THEN = ("helpfulness", "reward", "score", "safety", "kl", "clip_fraction", "val
 """Order of the metrics: those of the first names, then those in whose names these words are, then the rest."""
 
 _SHOWN_FOLDED = ("grad_norm", "learning_rate")
+_DETAILS = ("held_out_", "whitened", "penalty", "k3", "update", "ratio", "difference", "_std", "_share")
+"""Words in the names of metrics that come after all others."""
+
 _MOST_SHOWN = 6
 _MOST_DRAWN = 18
 
@@ -59,13 +62,14 @@ def metric_names(stage: StageRecord) -> tuple[list[str], list[str]]:
     for row in stage.series:
         names |= dict.fromkeys(k for k, v in row.items() if is_number(v) and k not in _NOT_DRAWN)
 
-    def rank(name: str) -> tuple[int, int]:
+    def rank(name: str) -> tuple[bool, int, int]:
         places = [
             place
             for place, word in enumerate((*_FIRST, *_THEN))
             if word == name or (word in _THEN and word in name)
         ]
-        return min(places, default=len(_FIRST) + len(_THEN)), list(names).index(name)
+        detail = any(word in name for word in _DETAILS)
+        return detail, min(places, default=len(_FIRST) + len(_THEN)), list(names).index(name)
 
     ordered = sorted(names, key=rank)
     shown = [name for name in ordered if name not in _SHOWN_FOLDED][:_MOST_SHOWN]

@@ -11,6 +11,7 @@ from llama2_chat.report.iterations import versions
 from llama2_chat.report.markup import Html, element, figure, figures, folded, joined, page, section
 from llama2_chat.report.overview import heading, pipeline, resolved_recipe, results, times
 from llama2_chat.report.policies import kl_against_reward, policies
+from llama2_chat.report.ppo_figures import panels_of, ppo
 from llama2_chat.report.reward_models import reward_models
 from llama2_chat.report.run_record import RunRecord, StageRecord, read_run
 from llama2_chat.report.samples import samples
@@ -43,6 +44,7 @@ def report_page(run: RunRecord) -> str:
         training(run),
         reward_models(run),
         rejection_sampling(run),
+        ppo(run),
         versions(run),
         policies(run),
         kl_against_reward(run),
@@ -60,7 +62,10 @@ def training(run: RunRecord) -> Html:
 
 
 def _stage_curves(stage: StageRecord) -> Html:
-    shown, more = (_drawn(stage, names) for names in metric_names(stage))
+    shown, more = metric_names(stage)
+    if stage.kind == "ppo" and any(panels_of(stage, [])):
+        shown, more = [], [*shown, *more]  # the most important ones have a section of their own
+    shown, more = _drawn(stage, shown), _drawn(stage, more)
     if not shown and not more:
         return Html("")
     unfinished = "" if stage.done else element("span", " (not done)", class_="soft")

@@ -48,6 +48,10 @@ class StageRecord:
     """None while the stage is not done."""
     series: list[Row]
     """Rows of `metrics.jsonl`, in order."""
+    evaluations: list[Row] = field(default_factory=list)
+    """Rows of `held_out.jsonl` of a PPO stage, in order."""
+    samples: list[Row] = field(default_factory=list)
+    """What its evaluations sampled."""
 
     @property
     def done(self) -> bool:
@@ -183,6 +187,8 @@ def _stages(
                 metrics={key: value for key, value in record.items() if key not in ("kind", "wall_seconds")},
                 seconds=record.get("wall_seconds"),
                 series=_rows(folder / "metrics.jsonl", missing),
+                evaluations=_rows(folder / "held_out.jsonl", missing) if kind == "ppo" else [],
+                samples=_rows(folder / "samples.jsonl", missing) if kind == "ppo" else [],
             )
         )
     return stages

@@ -34,7 +34,7 @@ def rejection_sampling(run: RunRecord) -> Html:
     """The section; nothing if no stage measured its samples."""
     blocks = []
     for stage in run.stages:
-        if drawn := [_on_page(panel) for panel in panels_of(stage)]:
+        if drawn := [on_page(panel) for panel in panels_of(stage)]:
             blocks.append(joined([element("h3", stage.name), figures(drawn)]))
     return section("Rejection sampling", *blocks, identifier="rejection-sampling")
 
@@ -81,7 +81,8 @@ def panels_of(stage: StageRecord) -> Iterator[Panel]:
         )
 
 
-def _on_page(panel: Panel) -> Html:
+def on_page(panel: Panel) -> Html:
+    """The figure with its caption, for the page."""
     with drawing(panel.title, height=240, left=64, bottom=38) as made:
         panel.draw(made.axes)
     return figure(made.svg, panel.caption)
