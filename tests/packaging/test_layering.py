@@ -48,6 +48,7 @@ MATHS = (
     "llama2_chat.ppo.advantages",
     "llama2_chat.ppo.losses",
     "llama2_chat.ppo.measures",
+    "llama2_chat.ppo.running",
     "llama2_chat.rejection_sampling.best_of",
 )
 VAGUE_NAMES = ("utils", "util", "helpers", "misc", "common")
