@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llama2_chat.lora import adapter_disabled
+from llama2_chat.lora import adapter_disabled, plain_model
 from llama2_chat.masked_stats import whiten
 from llama2_chat.ppo.advantages import generalized_advantages
 from llama2_chat.ppo.config import PpoConfig, PpoTraining
@@ -26,6 +26,7 @@ from llama2_chat.ppo.response_tokens import (
     to_grid,
 )
 from llama2_chat.ppo.rewards import token_rewards
+from llama2_chat.reward.pooling import SEPARATE, RowLayout, row_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class Models:
     policy: PreTrainedModel
     value: PreTrainedModel
     reference: PreTrainedModel
+
+    def layout(self) -> RowLayout:
+        """How rows are laid out that all three read."""
+        layouts = [row_layout(plain_model(model)) for model in (self.policy, self.value, self.reference)]
+        return RowLayout(share=False, one_row=all(layout.one_row for layout in layouts))
 
     @contextmanager
     def as_reference(self) -> Iterator[PreTrainedModel]:
@@ -79,11 +85,13 @@ def split_into_mini_batches(
     shuffled_by: str,
     padding_id: int,
     device: torch.device,
+    layout: RowLayout = SEPARATE,
 ) -> list[MiniBatch]:
     """A random partition of the batch; in a mini-batch, responses of similar length share a micro-batch.
 
     Args:
         shuffled_by: What the partition is a function of.
+        layout: See `pack_responses`.
     """
     order = list(range(len(prompts)))
     random.Random(shuffled_by).shuffle(order)
@@ -95,6 +103,7 @@ def split_into_mini_batches(
             [responses[i] for i in members],
             padding_id=padding_id,
             device=device,
+            layout=layout,
         )
         return MicroBatch(torch.tensor(members, device=device), tokens)
 

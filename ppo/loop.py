@@ -161,6 +161,7 @@ class PpoLoop:
             shuffled_by=f"mini-batches:{self.settings.seed}:{iteration}:{epoch}",
             padding_id=self.padding_id,
             device=self.device,
+            layout=self.models.layout(),
         )
 
     def _steps(
