@@ -127,7 +127,7 @@ def _states(model: PreTrainedModel, tokens: ResponseTokens) -> Tensor:
     time, which happens out of its reach; then never, so that all passes do the same arithmetic.
     """
     plain: Any = plain_model(model)
-    alone = row_layout(plain).share and not plain.is_gradient_checkpointing
+    alone = row_layout(plain).share and not plain.is_activation_checkpointing
     where = (tokens.input_ids.shape, tokens.rows, tokens.columns)
     with last_layer_at(plain, *where) if alone else nullcontext():
         hidden_RSH: Tensor = plain.base_model(
