@@ -36,6 +36,7 @@ import transformers
 from measuring import as_json, matmul_peak, peak_memory
 from smollm2_shape import smollm2_shape
 from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from llama2_chat.chat_format import build_chat_format
 from llama2_chat.cpu_memory import keep_freed_memory
@@ -79,6 +80,7 @@ def main() -> None:
         folder, mini_batches = Path(options.measure[0]), int(options.measure[1])
         as_json(measure(folder, mini_batches, options.micro_batch))
         return
+    transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         lengths = lay_out(Path(folder), options)
         print(
@@ -123,6 +125,7 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
             theirs, mine = medians[side], medians["ours"]
             print(
                 f"ours / {side}: {theirs['seconds'] / mine['seconds']:.2f} in samples a second, "
+                f"{theirs['processor_seconds'] / mine['processor_seconds']:.2f} in samples a processor second, "
                 f"{mine['memory'] / theirs['memory']:.2f} in memory",
                 flush=True,
             )
@@ -135,7 +138,8 @@ def line_of(side: str, median: dict[str, float], prompts: int) -> str:
         share = f" ({median[f'{name}_share']:.0%} of the peak)" if f"{name}_share" in median else ""
         phases.append(f"{name} {median[name]:.2f} s{share}")
     return (
-        f"{side:10} {prompts / median['seconds']:6.2f} samples/s, {median['optimiser_steps']:.0f} steps, peak "
+        f"{side:10} {prompts / median['seconds']:6.2f} samples/s ({median['processor_seconds']:.1f} processor seconds "
+        f"an iteration), {median['optimiser_steps']:.0f} steps, peak "
         f"{median['memory'] / 2**30:.2f} GiB; {', '.join(phases)}; sampling is "
         f"{median['generate'] / median['seconds']:.0%}"
     )
@@ -277,12 +281,13 @@ def iteration_of(ppo: loop.PpoLoop, number: int) -> dict[str, float]:
         return experience
 
     loop.gather_experience = timed  # type: ignore[attr-defined]
-    before, started = dict(ppo.seconds), time.perf_counter()
+    before, started, used = dict(ppo.seconds), time.perf_counter(), time.process_time()
     ppo._iterate(number)
     loop.gather_experience = gather  # type: ignore[attr-defined]
     taken = {name: ppo.seconds[name] - before.get(name, 0.0) for name in ppo.seconds}
     return {
         "seconds": time.perf_counter() - started,
+        "processor_seconds": time.process_time() - used,
         "generate": taken["sampling"],
         "score": taken["scoring"],
         "judge": judged.seconds,

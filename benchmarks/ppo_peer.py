@@ -50,14 +50,24 @@ class Clock(TrainerCallback):
 
         return wrapped
 
+    def count_step(self, *_: Any) -> None:
+        """Called after every step of the optimiser."""
+        self.optimiser_steps += 1
+
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.started = time.perf_counter()
+        self.started = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        now = time.perf_counter()
-        seconds, self.started = now - self.started, now
+        now = time.perf_counter(), time.process_time()
+        seconds, processor_seconds = (after - before for after, before in zip(now, self.started, strict=True))
+        self.started = now
         self.iterations.append(
-            {**self.phases, "update": seconds - sum(self.phases.values()), "seconds": seconds}
+            {
+                **self.phases,
+                "update": seconds - sum(self.phases.values()),
+                "seconds": seconds,
+                "processor_seconds": processor_seconds,
+            }
         )
         self.phases.clear()
 
@@ -106,13 +116,7 @@ def measure(folder: Path, micro_batch: int) -> dict[str, Any]:
         ref_model=reference, reward_model=reward, value_model=value, train_dataset=prompts,
         eval_dataset=prompts.select(range(1)), callbacks=[clock],
     )  # fmt: skip
-    step = torch.optim.AdamW.step
-
-    def counted(optimiser: Any, *given: Any, **named: Any) -> Any:
-        clock.optimiser_steps += 1
-        return step(optimiser, *given, **named)
-
-    torch.optim.AdamW.step = counted  # type: ignore[method-assign]
+    trainer.optimizer.optimizer.register_step_post_hook(clock.count_step)
     trainer.train()
     measured = clock.iterations[1:]  # the first is the warm-up
     result = {key: statistics.median(row[key] for row in measured) for key in measured[0]}

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llama2_chat import distributed
-from llama2_chat.lora import adapter_disabled
+from llama2_chat.lora import adapter_disabled, plain_model
 from llama2_chat.masked_stats import whiten
 from llama2_chat.ppo.advantages import generalized_advantages
 from llama2_chat.ppo.config import PpoConfig, PpoTraining
@@ -29,6 +29,7 @@ from llama2_chat.ppo.response_tokens import (
 )
 from llama2_chat.ppo.rewards import token_rewards
 from llama2_chat.ppo.sharing import share_out
+from llama2_chat.reward.pooling import SEPARATE, RowLayout, row_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,11 @@ class Models:
     policy: PreTrainedModel
     value: PreTrainedModel
     reference: PreTrainedModel
+
+    def layout(self) -> RowLayout:
+        """How rows are laid out that all three read."""
+        layouts = [row_layout(plain_model(model)) for model in (self.policy, self.value, self.reference)]
+        return RowLayout(share=False, one_row=all(layout.one_row for layout in layouts))
 
     @contextmanager
     def as_reference(self) -> Iterator[PreTrainedModel]:
@@ -86,6 +92,7 @@ def split_into_mini_batches(
     device: torch.device,
     processes: int = 1,
     process: int = 0,
+    layout: RowLayout = SEPARATE,
 ) -> list[MiniBatch]:
     """A random partition of the batch; in a mini-batch, responses of similar length share a micro-batch.
 
@@ -93,6 +100,7 @@ def split_into_mini_batches(
         shuffled_by: What the partition is a function of.
         processes: That share each mini-batch; all get as many micro-batches, of `micro_batch_size` each.
         process: The number of the one whose share is returned.
+        layout: See `pack_responses`.
     """
     order = list(range(len(prompts)))
     random.Random(shuffled_by).shuffle(order)
@@ -107,6 +115,7 @@ def split_into_mini_batches(
             [responses[i] for i in members],
             padding_id=padding_id,
             device=device,
+            layout=layout,
         )
         return MicroBatch(torch.tensor(members, device=device), tokens, fills)
 

@@ -268,6 +268,7 @@ class PpoLoop:
             device=self.device,
             processes=distributed.process_count(),
             process=distributed.process_number(),
+            layout=self.models.layout(),
         )
 
     def _steps(

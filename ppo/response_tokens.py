@@ -8,16 +8,18 @@ samples together, in the order sample by sample, token by token; V vocabulary, H
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llama2_chat import distributed
-from llama2_chat.logprobs import token_logprobs
+from llama2_chat.logprobs import head_logprobs, token_logprobs
 from llama2_chat.lora import plain_model
-from llama2_chat.reward.pooling import pack_dialogues
+from llama2_chat.reward.pooling import SEPARATE, RowLayout, last_layer_at, pack_dialogues, row_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,18 @@ def pack_responses(
     *,
     padding_id: int,
     device: torch.device,
+    layout: RowLayout = SEPARATE,
 ) -> ResponseTokens:
-    """Pack each prompt with its response; both hold at least one token."""
-    packed = pack_dialogues([[*p, *r] for p, r in zip(prompts, responses, strict=True)], padding_id)
+    """Pack each prompt with its response; both hold at least one token.
+
+    Args:
+        layout: What all models that read the rows can take; nothing is shared, each prompt has one response.
+    """
+    packed = pack_dialogues(
+        [[*p, *r] for p, r in zip(prompts, responses, strict=True)],
+        padding_id,
+        RowLayout(share=False, one_row=layout.one_row),
+    )
     lengths_B = torch.tensor([len(response) for response in responses])
     rows_N = packed.rows.repeat_interleave(lengths_B)
     columns_N = torch.cat(
@@ -102,6 +113,8 @@ def shares_trunk(policy: PreTrainedModel, value_model: PreTrainedModel) -> bool:
 
 def _logprobs_of(policy: PreTrainedModel, states_NH: Tensor, tokens: ResponseTokens) -> Tensor:
     head: nn.Module = plain_model(policy).get_output_embeddings()  # type: ignore[no-untyped-call]
+    if isinstance(head, nn.Linear) and head.bias is None:
+        return head_logprobs(states_NH, head.weight, tokens.targets)
     return token_logprobs(head(states_NH), tokens.targets)
 
 
@@ -112,10 +125,16 @@ def _values_of(value_model: PreTrainedModel, states_NH: Tensor) -> Tensor:
 
 
 def _states(model: PreTrainedModel, tokens: ResponseTokens) -> Tensor:
-    """Last hidden state before each response token, (N, H)."""
-    hidden_RSH: Tensor = (
-        plain_model(model)
-        .base_model(input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False)
-        .last_hidden_state
-    )
+    """Last hidden state before each response token, (N, H).
+
+    The last layer's feed-forward network is computed there alone. Not so where activations are computed a second
+    time, which happens out of its reach; then never, so that all passes do the same arithmetic.
+    """
+    plain: Any = plain_model(model)
+    alone = row_layout(plain).share and not plain.is_activation_checkpointing
+    where = (tokens.input_ids.shape, tokens.rows, tokens.columns)
+    with last_layer_at(plain, *where) if alone else nullcontext():
+        hidden_RSH: Tensor = plain.base_model(
+            input_ids=tokens.input_ids, position_ids=tokens.position_ids, use_cache=False
+        ).last_hidden_state
     return hidden_RSH[tokens.rows, tokens.columns]

@@ -161,7 +161,7 @@ def scores_at_ends(
     # Checkpointing computes the layers a second time, after this function has returned.
     recomputed = model.training and model.is_activation_checkpointing
     with (
-        _last_layer_at(model, position_ids.shape, rows, ends)
+        last_layer_at(model, position_ids.shape, rows, ends)
         if layout.share and not recomputed
         else nullcontext()
     ):
@@ -174,11 +174,13 @@ def scores_at_ends(
 
 
 @contextmanager
-def _last_layer_at(model: PreTrainedModel, shape: torch.Size, rows: Tensor, ends: Tensor) -> Iterator[None]:
-    """Compute the last layer's feed-forward network at the dialogues' last tokens alone: no other is read.
+def last_layer_at(model: PreTrainedModel, shape: torch.Size, rows: Tensor, ends: Tensor) -> Iterator[None]:
+    """Compute the last layer's feed-forward network at these tokens alone, and 0 elsewhere: no other is read.
 
     Args:
+        model: One whose layers have the names of a Llama's (`shares_beginnings`).
         shape: (R, S).
+        rows, ends: int64 (N,), the tokens' places; no two are the same.
     """
 
     def select(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -3,17 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 _TOKEN_BUDGET = 16384
+_ROWS = 128
+"""Rows of logits that are read while they are still in the processor's caches."""
 
 
 def token_logprobs(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
     """log softmax(logits)[target] in float32, shape (B, S)."""
     return torch.log_softmax(logits_BSV.float(), -1).gather(-1, targets_BS.unsqueeze(-1)).squeeze(-1)
+
+
+def head_logprobs(states_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> Tensor:
+    """log softmax(states · weightᵀ)[target] in float32, shape (N,), with at most one (N, V) tensor at any time.
+
+    Without gradients not even that: logits are made and read a few rows at a time. With gradients they are kept, in
+    the dtype in which they were computed, and turned into their own gradient in place.
+    """
+    if torch.is_autocast_enabled(states_NH.device.type):
+        dtype = torch.get_autocast_dtype(states_NH.device.type)
+        states_NH, weight_VH = states_NH.to(dtype), weight_VH.to(dtype)
+    logprobs: Tensor = _HeadLogprobs.apply(states_NH, weight_VH, targets_N)  # type: ignore[no-untyped-call]
+    return logprobs
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """The head's product and the softmax over it as one step, row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, states_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> Tensor:
+        kept = any(ctx.needs_input_grad)
+        logits_NV = states_NH.new_empty((len(states_NH), len(weight_VH))) if kept else None
+        normaliser_N = states_NH.new_empty(len(states_NH), dtype=torch.float32)
+        logprobs_N = torch.empty_like(normaliser_N)
+        transposed_HV = weight_VH.t()
+        for start in range(0, len(states_NH), _ROWS):
+            part = slice(start, start + _ROWS)
+            out = logits_NV[part] if logits_NV is not None else None
+            logits = torch.mm(states_NH[part], transposed_HV, out=out)
+            normaliser_N[part] = logits.float().logsumexp(-1)
+            chosen = logits.gather(-1, targets_N[part, None]).squeeze(-1).float()
+            logprobs_N[part] = chosen - normaliser_N[part]
+        if kept:
+            ctx.save_for_backward(states_NH, weight_VH, targets_N, logits_NV, normaliser_N)
+        return logprobs_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """d logprob / d logits = one at the target − softmax; then the product's two gradients."""
+        (gradient_N,) = gradients
+        states_NH, weight_VH, targets_N, logits_NV, normaliser_N = ctx.saved_tensors
+        for_states, for_weight, _ = ctx.needs_input_grad
+        states_gradient = torch.empty_like(states_NH) if for_states else None
+        for start in range(0, len(states_NH), _ROWS):
+            part = slice(start, start + _ROWS)
+            scale = -gradient_N[part, None]
+            logits = logits_NV[part]
+            share = (logits.float() - normaliser_N[part, None]).exp_().mul_(scale)
+            share.scatter_add_(-1, targets_N[part, None], -scale)
+            logits.copy_(share)
+            if states_gradient is not None:
+                torch.mm(logits, weight_VH, out=states_gradient[part])
+        weight_gradient = torch.mm(logits_NV.t(), states_NH) if for_weight else None
+        return states_gradient, weight_gradient, None
 
 
 @torch.no_grad()

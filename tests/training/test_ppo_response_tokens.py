@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaForSequenceClassification
 
 from llama2_chat.logprobs import response_logprobs
+from llama2_chat.packed_attention import use_packed_attention
 from llama2_chat.ppo.response_tokens import (
     pack_responses,
     policy_logprobs,
@@ -16,6 +17,7 @@ from llama2_chat.ppo.response_tokens import (
     to_grid,
     token_values,
 )
+from llama2_chat.reward.pooling import row_layout
 
 CPU = torch.device("cpu")
 
@@ -49,6 +51,34 @@ def test_logprobs_equal_one_sample_at_a_time(tiny_llama, samples, padding_id: in
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
     shared = flat(response_logprobs(model, prompts, responses, padding_id=padding_id))
     torch.testing.assert_close(found, shared, rtol=1e-5, atol=1e-5)
+
+
+def test_one_row_holds_no_padding_and_says_the_same(tiny_llama, samples) -> None:
+    model = tiny_llama()
+    assert use_packed_attention(model)
+    prompts, responses = samples
+    rows = pack_responses(prompts, responses, padding_id=0, device=CPU)
+    one = pack_responses(prompts, responses, padding_id=0, device=CPU, layout=row_layout(model))
+    assert one.input_ids.shape == (1, sum(map(len, prompts + responses)))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            policy_logprobs(model, one), policy_logprobs(model, rows), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_the_last_feed_forward_network_sees_response_tokens_alone(tiny_llama, samples) -> None:
+    model = tiny_llama()
+    prompts, responses = samples
+    tokens = pack_responses(prompts, responses, padding_id=0, device=CPU)
+    seen = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:-1].numel()))
+    policy_logprobs(model, tokens)
+    assert seen == [tokens.input_ids.numel(), len(tokens.targets)]
+    seen.clear()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy_logprobs(model, tokens)
+    assert seen == [tokens.input_ids.numel()] * 2
 
 
 def test_equal_pairs_are_computed_once_and_in_place(tiny_llama) -> None:
