@@ -69,19 +69,23 @@ def found(run: RunRecord, stage: StageRecord) -> Html:
 
 def _kept(stage: StageRecord) -> Html:
     """Which policy became the model, and what that one is worth."""
-    kept, first = stage.metrics.get("kept_iteration"), stage.metrics.get("held_out_score_mean_first")
-    last = stage.metrics.get("held_out_score_mean_kept")
-    if not is_number(kept) or not is_number(first) or not is_number(last):
+    names = ("kept_iteration", "held_out_score_mean_first", "held_out_score_mean_kept")
+    kept, first, last = (_number(stage.metrics, name) for name in names)
+    if kept is None or first is None or last is None:
         return Html("")
-    text = f"Kept: the policy after {kept:,} of {len(stage.series):,} iterations, held-out reward "
+    text = f"Kept: the policy after {kept:.0f} of {len(stage.series):,} iterations, held-out reward "
     return element("p", f"{text}{number(last)} ({number(first)} before the first).")
+
+
+def _number(metrics: Mapping[str, Any], name: str) -> float | None:
+    value = metrics.get(name)
+    return float(value) if value is not None and is_number(value) else None
 
 
 def panels_of(stage: StageRecord, times: Sequence[Mapping[str, float]]) -> Iterator[Panel]:
     """The figures that a stage's history has numbers for."""
     rows, held_out = stage.series, stage.evaluations
-    kept = stage.metrics.get("kept_iteration")
-    kept = float(kept) if held_out and is_number(kept) else None
+    kept = _number(stage.metrics, "kept_iteration") if held_out else None
 
     def lines(title: str, named: Mapping[str, str], caption: str, **more: Any) -> Iterator[Panel]:
         shown = {name: label for name, label in named.items() if series_of(rows, name) is not None}
