@@ -131,8 +131,13 @@ def test_lengths_ends_and_times(run: Path) -> None:
     (band,) = axes["response length"].collections
     ends = band.get_paths()[0].vertices
     assert {y for x, y in ends if x == 0} == {27.0, 35.0}  # 31, one standard deviation of 4 on each side
-    labels = [text.get_text() for text in axes["how responses end"].get_legend().get_texts()]
-    assert labels == ["complete", "cut off"]  # nothing was empty
+    ends = axes["incomplete responses"]
+    labels = [text.get_text() for text in ends.get_legend().get_texts()]
+    assert labels == ["cut off"]  # nothing else happened
+    (area,) = ends.collections
+    heights = {x: y for x, y in area.get_paths()[0].vertices if y > 0}
+    assert heights == pytest.approx({n - 1: 50 - 2 * n for n in range(1, 21)})
+    assert ends.get_ylim() == pytest.approx((0, 1.35 * 48))
     bars = axes["time of an iteration"].patches
     heights = [bar.get_height() for bar in bars]  # type: ignore[attr-defined]
     assert heights == [3.0] * 3 + [0.5] * 3 + [0.5] * 3 + [1.0] * 3
@@ -149,7 +154,7 @@ def test_the_page(run: Path) -> None:
     assert "Kept: the policy after 10 of 20 iterations, held-out reward 1.11 (0 before the first)." in text
     # 20 iterations of 5 seconds; the slow fifth was done again.
     assert "5.0 s in the mean: sampling 60 %, scoring 10 %" in text
-    assert "52.0 % at first, 90.0 % at last" in text
+    assert "52.0 % of the responses end by themselves at first, 90.0 % at last." in text
     assert "<script" not in page.source
 
 
