@@ -133,8 +133,8 @@ def _last(rows: Sequence[Row], name: str) -> float | None:
 
 
 def _first_and_last(rows: Sequence[Row], name: str) -> tuple[float, float] | None:
-    """Means over the first and the last iterations, where there are some between which something can change."""
-    if len(rows) <= _AVERAGED:
+    """Means over the first and the last iterations, once there are enough of them."""
+    if len(rows) < _AVERAGED:
         return None
     first, last = _mean(rows[:_AVERAGED], name), _mean(rows[-_AVERAGED:], name)
     return None if first is None or last is None else (first, last)

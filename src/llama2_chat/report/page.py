@@ -62,10 +62,10 @@ def training(run: RunRecord) -> Html:
 
 
 def _stage_curves(stage: StageRecord) -> Html:
-    shown, more = metric_names(stage)
+    main, rest = metric_names(stage)
     if stage.kind == "ppo" and any(panels_of(stage, [])):
-        shown, more = [], [*shown, *more]  # the most important ones have a section of their own
-    shown, more = _drawn(stage, shown), _drawn(stage, more)
+        main, rest = [], [*main, *rest]  # the most important ones have a section of their own
+    shown, more = _drawn(stage, main), _drawn(stage, rest)
     if not shown and not more:
         return Html("")
     unfinished = "" if stage.done else element("span", " (not done)", class_="soft")

@@ -19,7 +19,12 @@ from llama2_chat.report.sampling_figures import Panel, on_page
 
 _HALF_WIDTH = 1.96
 _PHASES = {"sampling": "sampling", "scoring": "scoring", "logprobs": "log-probabilities", "update": "update"}
-_STATUSES = {"complete": "complete", "cut_off": "cut off", "empty": "empty", "chat_tag": "chat tag"}
+_INCOMPLETE = {
+    "cut_off": ("cut off", COLOURS[4]),
+    "empty": ("empty", "#9aa4ad"),
+    "chat_tag": ("chat tag", COLOURS[6]),
+}
+_LEAST_PERCENT = 5.0
 _MOST_BARS = 40
 _SAMPLES = 4
 
@@ -69,19 +74,23 @@ def found(run: RunRecord, stage: StageRecord) -> Html:
 
 def _kept(stage: StageRecord) -> Html:
     """Which policy became the model, and what that one is worth."""
-    kept, first = stage.metrics.get("kept_iteration"), stage.metrics.get("held_out_score_mean_first")
-    last = stage.metrics.get("held_out_score_mean_kept")
-    if not is_number(kept) or not is_number(first) or not is_number(last):
+    names = ("kept_iteration", "held_out_score_mean_first", "held_out_score_mean_kept")
+    kept, first, last = (_number(stage.metrics, name) for name in names)
+    if kept is None or first is None or last is None:
         return Html("")
-    text = f"Kept: the policy after {kept:,} of {len(stage.series):,} iterations, held-out reward "
+    text = f"Kept: the policy after {kept:.0f} of {len(stage.series):,} iterations, held-out reward "
     return element("p", f"{text}{number(last)} ({number(first)} before the first).")
+
+
+def _number(metrics: Mapping[str, Any], name: str) -> float | None:
+    value = metrics.get(name)
+    return float(value) if value is not None and is_number(value) else None
 
 
 def panels_of(stage: StageRecord, times: Sequence[Mapping[str, float]]) -> Iterator[Panel]:
     """The figures that a stage's history has numbers for."""
     rows, held_out = stage.series, stage.evaluations
-    kept = stage.metrics.get("kept_iteration")
-    kept = float(kept) if held_out and is_number(kept) else None
+    kept = _number(stage.metrics, "kept_iteration") if held_out else None
 
     def lines(title: str, named: Mapping[str, str], caption: str, **more: Any) -> Iterator[Panel]:
         shown = {name: label for name, label in named.items() if series_of(rows, name) is not None}
@@ -120,7 +129,8 @@ def panels_of(stage: StageRecord, times: Sequence[Mapping[str, float]]) -> Itera
         spread="response_tokens_std",
     )
     if _shares(rows):
-        yield Panel("ends", "how responses end", lambda axes: _draw_shares(axes, rows), _last_share(rows))
+        title = "incomplete responses"
+        yield Panel(title, title, lambda axes: _draw_shares(axes, rows), _complete_shares(rows))
     yield from lines("entropy", {"entropy_nats": "batches"}, "Nats a token: minus the mean log-probability.")
     yield from lines("clip fraction", {"clip_fraction": "mean"}, "Share of tokens whose ratio was clipped.")
     yield from lines(
@@ -194,36 +204,40 @@ def _draw_lines(
 
 
 def _shares(rows: Sequence[Row]) -> dict[str, list[float]]:
-    """The share of each way to end, by iteration; nothing where it was not measured."""
-    names = [f"{status}_share" for status in _STATUSES]
+    """Per cent of the responses that are not complete, by status and iteration; nothing where it was not measured."""
+    names = ["complete_share", *(f"{status}_share" for status in _INCOMPLETE)]
     whole = [row for row in rows if all(is_number(row.get(name)) for name in names)]
     if len(whole) < 2:
         return {}
-    return {status: [row[f"{status}_share"] for row in whole] for status in _STATUSES}
+    return {status: [100 * row[f"{status}_share"] for row in whole] for status in _INCOMPLETE}
 
 
 def _draw_shares(axes: Axes, rows: Sequence[Row]) -> None:
-    shares = {status: values for status, values in _shares(rows).items() if any(values)}
-    colours = {"complete": COLOURS[2], "cut_off": COLOURS[4], "empty": "#c9d1d9", "chat_tag": COLOURS[6]}
-    axes.stackplot(
-        range(len(next(iter(shares.values())))),
-        *([100 * value for value in values] for values in shares.values()),
-        colors=[colours[status] for status in shares],
-        labels=[_STATUSES[status] for status in shares],
-        alpha=0.75,
-        linewidth=0,
-    )
-    axes.set_ylim(0, 100)
-    axes.margins(x=0)
+    shares = _shares(rows)
+    shown = {status: values for status, values in shares.items() if any(values)}
+    done = range(len(next(iter(shares.values()))))
+    if shown:
+        axes.stackplot(
+            done,
+            *shown.values(),
+            colors=[_INCOMPLETE[status][1] for status in shown],
+            labels=[_INCOMPLETE[status][0] for status in shown],
+            alpha=0.75,
+            linewidth=0,
+        )
+        axes.legend(loc="upper right")
+    most = max(sum(values) for values in zip(*shares.values(), strict=True))
+    axes.set_xlim(0, done[-1])
+    axes.set_ylim(0, min(100.0, max(1.35 * most, _LEAST_PERCENT)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("iterations done")
-    axes.legend(loc="lower left", facecolor="white", frameon=True, framealpha=0.8, edgecolor="none")
 
 
-def _last_share(rows: Sequence[Row]) -> str:
-    first, last = (100 * values for values in (rows[0]["complete_share"], rows[-1]["complete_share"]))
-    return f"Complete ones end by themselves: {first:.1f}{PERCENT} at first, {last:.1f}{PERCENT} at last."
+def _complete_shares(rows: Sequence[Row]) -> str:
+    whole = [row["complete_share"] for row in rows if is_number(row.get("complete_share"))]
+    first, last = (number(share, percent=True) for share in (whole[0], whole[-1]))
+    return f"{first} of the responses end by themselves at first, {last} at last."
 
 
 def _times(run: RunRecord, stage: str) -> list[dict[str, float]]:
