@@ -195,8 +195,15 @@ def run_as_forward(model: Any, function: Callable[..., T], *arguments: Any) -> T
     """
     if not is_sharded(model):
         return function(model, *arguments)
+    import torch
+
+    def forward(self: Any, *inputs: Any) -> Any:
+        made = function(self, *inputs)
+        # FSDP marks the result to gather weights again in the backward pass; a view would lose the mark.
+        return made.clone() if isinstance(made, torch.Tensor) else made
+
     own = model.__dict__.get("forward")
-    model.forward = MethodType(function, model)
+    model.forward = MethodType(forward, model)
     try:
         found: T = model(*arguments)
     finally:

@@ -122,13 +122,15 @@ def test_the_disabled_adapter_is_the_reference_to_the_bit_before_and_after_train
     found, moved = [], []
     original = loop.PpoLoop.run
 
-    def watched(self) -> None:
+    def watched(self) -> dict:
+        result = None
         for action in (lambda: None, lambda: original(self)):
-            action()
+            result = action()
             with torch.no_grad(), self.models.as_reference() as reference:
                 found.append(policy_logprobs(reference, TOKENS))
             with torch.no_grad():
                 moved.append(policy_logprobs(self.models.policy, TOKENS))
+        return result
 
     monkeypatch.setattr(loop.PpoLoop, "run", watched)
     run_stage(

@@ -21,7 +21,7 @@ _FIRST = ("loss", "accuracy", "mean_token_accuracy")
 _THEN = ("helpfulness", "reward", "score", "safety", "kl", "clip_fraction", "value_loss", "policy_loss")
 """Order of the metrics: those of the first names, then those in whose names these words are, then the rest."""
 
-_SHOWN_FOLDED = ("grad_norm", "learning_rate")
+_SHOWN_FOLDED = ("grad_norm", "learning_rate", "kl_coefficient")
 _DETAILS = ("held_out_", "whitened", "penalty", "k3", "update", "ratio", "difference", "_std", "_share")
 """Words in the names of metrics that come after all others."""
 
