@@ -15,6 +15,7 @@ from llama2_chat.pipeline.recipe import Recipe, load_recipe, packaged_recipes
 from llama2_chat.pipeline.stage_config import load_stage_config
 from llama2_chat.pipeline.sweep import load_runs
 from llama2_chat.pipeline.yaml_files import read_mapping
+from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.settings import ServedSamplingConfig, VllmConfig
 from llama2_chat.stage import EventLog
 
@@ -132,6 +133,24 @@ def test_single_stage_configurations_are_valid(name: str, inputs_there: None, tm
     assert Path(settings.base_model.path).is_dir()
     data = read_mapping(file)["data"]
     assert data["demonstrations"]["limit"] <= data["held_out_dialogues"]["offset"]
+
+
+def test_ppo_alone_is_valid(inputs_there: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """recipes/smollm2-135m/ppo.yaml: loaded as the command loads it, with the reward models of a run of reward.yaml."""
+    reward_recipe = load_recipe(str(ROOT / "recipes" / "smollm2-135m" / "reward.yaml"))
+    run = tmp_path / "run"
+    for number, stage in enumerate(reward_recipe.stages, start=1):
+        (run / "stages" / f"{number:02}-{stage}" / "model").mkdir(parents=True)
+    monkeypatch.setenv("LLAMA2_CHAT_REWARD_RUN", str(run))
+    file = ROOT / "recipes" / "smollm2-135m" / "ppo.yaml"
+    config, settings = load_stage_config(file, "ppo", made_data=tmp_path / "data")
+    assert isinstance(config, PpoConfig)
+    assert config.policy == settings.base_model.path
+    assert config.helpfulness == str(run / "stages" / "01-helpfulness_rm" / "model")
+    assert config.safety == str(run / "stages" / "02-safety_rm" / "model")
+    assert config.training.lora is not None
+    names = ("prompts", "adversarial_prompts")
+    assert config.prompts == [str(tmp_path / "data" / f"{name}.jsonl") for name in names]
 
 
 def test_clean_sft_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from llama2_chat import interruption
 from llama2_chat.files import sha256_of
-from llama2_chat.models import load_policy
+from llama2_chat.models import load_policy, load_reward_model
 from llama2_chat.ppo import learners, loop
 from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.ppo.losses import policy_loss, value_loss
@@ -179,6 +179,18 @@ def test_a_shared_trunk_is_held_once_and_its_head_says_0(models_of, lora) -> Non
     assert len(storages(models.policy, models.value)) == len(storages(models.policy)) + 1
     assert models.value.score.weight.requires_grad
     assert bool((token_values(models.value, TOKENS) == 0).all())
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_first_values_of_an_own_trunk_are_0(models_of, rewards, settings, lora) -> None:
+    """The trunk is the reward model's, its head is not."""
+    models, _ = models_of(training={"lora": lora})
+    assert bool((token_values(models.value, TOKENS) == 0).all())
+    judge = load_reward_model(rewards["helpfulness"][0].model, settings)
+    assert not bool((token_values(judge, TOKENS) == 0).any())
+    inner = models.value if lora is None else models.value.get_base_model()
+    hidden = [m.model(input_ids=IDS, use_cache=False).last_hidden_state for m in (inner, judge)]
+    assert torch.equal(*hidden)
 
 
 @pytest.mark.parametrize("kind", KINDS)
