@@ -296,7 +296,7 @@ class PpoLoop:
 
     def _save(self, iterations: int) -> None:
         save_checkpoint(self.directory.checkpoints, iterations, self.trained, self.running)
-        self.watch.saved(iterations)
+        self.watch.saved()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)

@@ -65,11 +65,13 @@ class Watch:
         self._sampled = -1
 
     def resume(self, done: int) -> None:
-        """Forget what came after the checkpoint that training goes on from, and read the rest."""
+        """Forget what came after the checkpoint that training goes on from, and read the rest.
+
+        Samples are forgotten when the next ones are written.
+        """
         if distributed.is_main_process():
             if self.held_out:
                 forget_later_steps(self.directory.held_out, done)
-            forget_later_steps(self.directory.samples, done, key="iteration")
             for step, folder in self._best_policies():
                 if step > done:
                     remove(folder)
@@ -77,12 +79,11 @@ class Watch:
         self.rows = _read(self.directory.metrics_file)
         self.evaluations = _read(self.directory.held_out)
 
-    def saved(self, done: int) -> None:
-        """A checkpoint was written; best policies that no resumed run can need any more go."""
+    def saved(self) -> None:
+        """A checkpoint was written, so that no resumed run needs any best policy but the last one."""
         if not distributed.is_main_process():
             return
-        needed = [folder for step, folder in self._best_policies() if step <= done]
-        for folder in needed[:-1]:
+        for _, folder in self._best_policies()[:-1]:
             remove(folder)
 
     def look(self, done: int) -> bool:

@@ -65,6 +65,16 @@ def test_ppo_holds_four_models_or_five_and_trains_two_of_them() -> None:
     assert needs(PpoConfig(**values, safety="s", training=training)).memory == (16 + 16 + 4 + 4 + 4) * 10
 
 
+def test_a_ppo_that_is_judged_holds_the_independent_model_and_keeps_the_best_policy() -> None:
+    values = {"policy": "p", "helpfulness": "h", "prompts": ["d"], "held_out": ["o"]}
+    training = {"iterations": 3, "batch_size": 8, "mini_batch_size": 4}
+    alone = needs(PpoConfig(**values, keep="last", training=training))
+    judged = needs(PpoConfig(**values, independent="i", training=training))
+    assert judged.memory == (16 + 16 + 4 + 4 + 4) * 10
+    assert alone.disk is not None
+    assert judged.disk == alone.disk + 4 * 10
+
+
 def test_a_custom_reward_is_no_model_to_hold() -> None:
     values = {
         "policy": "p",

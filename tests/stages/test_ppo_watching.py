@@ -19,6 +19,7 @@ from llama2_chat import interruption
 from llama2_chat.errors import RecipeError, TrainingError
 from llama2_chat.files import sha256_of
 from llama2_chat.jsonl import write_rows
+from llama2_chat.pipeline.references import references
 from llama2_chat.pipeline.stage_config import load_stage_config
 from llama2_chat.ppo import batch_measures, held_out, learners, loop
 from llama2_chat.ppo.config import PpoConfig
@@ -430,6 +431,12 @@ def test_mistakes_in_the_configuration(change: dict, said: str, watched_config, 
         load_stage_config(file, "ppo", [])
     assert said in str(error.value)
     assert len(error.value.problems) == 1
+
+
+def test_what_a_recipe_may_name_there(watched_config) -> None:
+    """Data and reward models, which recipes check and hash, in every field that names some."""
+    kinds = {referring.field: referring.kind for referring in references(watched_config())}
+    assert (kinds["held_out"], kinds["independent"]) == ("data", "reward_model")
 
 
 def test_one_file_is_not_trained_on_and_held_out(watched_config, world) -> None:

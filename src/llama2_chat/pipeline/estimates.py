@@ -128,7 +128,9 @@ def estimate_stage(
     memory = trained * parameters
     if config.kind == "ppo":
         # The policy and the value model are trained; the reference and the reward models stand by.
-        memory = 2 * trained * parameters + (1 + _reward_models(config)) * _WEIGHT_BYTES * parameters
+        standing_by = 1 + _reward_models(config) + isinstance(config.independent, str)
+        memory = 2 * trained * parameters + standing_by * _WEIGHT_BYTES * parameters
+        disk += _WEIGHT_BYTES * parameters if config.keeps_best else 0
     if not tokens or not rows:
         return Estimate(memory, disk, None)
     operations = _operations(config, tokens, rows, 4.0 if adapter else 6.0) * parameters
