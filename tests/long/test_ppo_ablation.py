@@ -48,11 +48,21 @@ def test_the_penalty_bounds_the_distance_from_the_start(run: Run) -> None:
 
 
 def test_without_the_penalty_the_reward_rises_and_the_truth_does_not_follow(run: Run) -> None:
-    """On the same budget the reward gains half as much again, the truth a tenth at most, and skill is lost."""
-    reward, start = difference(run, "ppo_without_kl", "ppo", "R_h"), difference(run, "ppo", START, "R_h")
-    assert reward["low"] > 0
-    assert reward["mean"] > 0.5 * start["mean"]
-    assert difference(run, "ppo_without_kl", "ppo", "greedy correctness")["high"] < 0
+    """Without it PPO gains half as much reward again and more, and of the truth less than a third as much."""
+    gained, more = (
+        {name: difference(run, *pair, name) for name in ("R_h", "true helpfulness")}
+        for pair in (("ppo", START), ("ppo_without_kl", "ppo"))
+    )
+    assert more["R_h"]["low"] > 0
+    assert more["R_h"]["mean"] > 0.5 * gained["R_h"]["mean"]
+    assert more["true helpfulness"]["mean"] < gained["true helpfulness"]["mean"] / 3
+
+
+def test_the_longer_without_the_penalty_the_more_skill_is_lost(run: Run) -> None:
+    """Twice the budget: still more reward, and fewer right greedy answers than PPO and than what it starts from."""
+    assert difference(run, "ppo_longer_without_kl", "ppo_without_kl", "R_h")["low"] > 0
+    for other in ("ppo", START):
+        assert difference(run, "ppo_longer_without_kl", other, "greedy correctness")["high"] < 0
 
 
 def test_without_the_gate_safety_is_lost(run: Run) -> None:
