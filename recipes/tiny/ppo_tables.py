@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,12 @@ TRAINED = {"kl_nats_last": "KL to the start, nats", "score_last": "R_c"}
 COMPARED = ("true helpfulness", "greedy correctness", "violations", "R_h")
 
 
+@cache
+def samples(file: Path) -> list[Row]:
+    """All rows of a policy's held-out samples."""
+    return [row for _, row in read_rows(file)]
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run of one seed."""
@@ -93,7 +99,7 @@ class Run:
         The same prompt gets the same samples, which say nothing new.
         """
         by_prompt: dict[str, list[float]] = {}
-        for _, row in read_rows(self.folder / "evaluation" / f"{policy}.samples.jsonl"):
+        for row in samples(self.folder / "evaluation" / f"{policy}.samples.jsonl"):
             if row["set"] == measure.of:
                 by_prompt.setdefault(json.dumps(row["prompt"]), []).append(measure.read(row))
         return {prompt: mean(values) for prompt, values in by_prompt.items()}
