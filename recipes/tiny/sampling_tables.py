@@ -52,7 +52,9 @@ def true_score_of_best(rewards_PK: Tensor, truths_PK: Tensor, *, size: int) -> T
     weights = order_statistic_weights(samples, size=size, rank=size)
     result = torch.empty(prompts, dtype=torch.float64)
     for p in range(prompts):
-        _, group = torch.unique(rewards_PK[p], return_inverse=True)  # ascending: group g is the g-th lowest reward
+        _, group = torch.unique(
+            rewards_PK[p], return_inverse=True
+        )  # ascending: group g is the g-th lowest reward
         count = torch.bincount(group).double()
         share = torch.zeros_like(count).index_add_(0, group.sort().values, weights)
         truth = torch.zeros_like(count).index_add_(0, group, truths_PK[p].double()) / count

@@ -28,7 +28,7 @@ def one_call_for_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 @one_now_the_others_in_the_long_run
 def test_ppo_ends_at_the_optimum_under_the_kl_penalty(seed: int, tmp_path) -> None:
     world = Bandit(seed)
-    found = world.train(tmp_path, kl_coefficient=BETA, whiten_scores=False)
+    found = world.train(tmp_path, kl_coefficient=BETA, whiten_scores="none")
     assert distance(found, world.optimum(BETA)) < TOLERANCE
 
 
@@ -48,7 +48,7 @@ def test_with_two_tokens_the_first_is_paid_for_what_it_leads_to(tmp_path) -> Non
     best = world.optimum(BETA)
     assert distance(world.start, best) > 0.3
     assert distance(world.optimum(1.5 * BETA), best) > 0.12
-    assert distance(world.train(tmp_path, kl_coefficient=BETA, whiten_scores=False), best) < 0.05
+    assert distance(world.train(tmp_path, kl_coefficient=BETA, whiten_scores="none"), best) < 0.05
 
 
 @pytest.mark.parametrize("seed", SEEDS)
