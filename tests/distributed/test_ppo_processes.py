@@ -79,6 +79,9 @@ def test_processes_with_whole_weights(tmp_path: Path) -> None:
     assert_equal_runs(one, tmp_path / "two")
     assert_moved(config, tmp_path / "two")
     assert first["shared"] == second["shared"] == {moment: [False] for moment in first["shared"]}
+    # In the warm-up the policy stands still, which says nothing about β.
+    betas = [row["kl_coefficient"] for row in lines(one)]
+    assert betas[0] == betas[1] != betas[2]
     # The second iteration is sampled twice, before the signal counts and after the resume.
     assert first["answered"] + second["answered"] == 4 * 15
     assert max(first["answered"], second["answered"]) == 4 * 8

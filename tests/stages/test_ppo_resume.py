@@ -116,9 +116,17 @@ def test_what_is_carried_over_is_at_work(uninterrupted) -> None:
 @pytest.mark.parametrize("point", POINTS)
 def test_stopped_by_a_signal(settings, stage_at, config, uninterrupted, monkeypatch, point) -> None:
     directory = stage_at(f"ppo-stopped-{point.__name__}")
+    sampled, original = [], loop.sample_batch
+
+    def watched(*args, **kwargs):
+        sampled.append(kwargs["iteration"])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "sample_batch", watched)
     point(monkeypatch, lambda: monkeypatch.setattr(interruption, "_requested", signal.SIGTERM))
     with pytest.raises(interruption.Interrupted):
         run_stage(config(), settings, directory)
+    assert sampled == [0, STOPPED_IN]
     # What is sampled is thrown away; an update that has begun is brought to its end.
     done = STOPPED_IN if point in POINTS[:2] else STOPPED_IN + 1
     assert [folder.name for folder in directory.checkpoints.iterdir()] == [f"checkpoint-{done}"]

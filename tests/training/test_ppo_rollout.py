@@ -117,8 +117,18 @@ def test_a_part_of_the_batch_gets_the_same_answers(tiny_llama) -> None:
         )  # fmt: skip
         return [answer.response.token_ids for answer in answers]
 
+    asked: list[int] = []
+    generate = engine.generate
+
+    def watched(prompts, **rest):
+        asked.append(len(prompts))
+        return generate(prompts, **rest)
+
+    engine.generate = watched  # type: ignore[method-assign]
     whole = sample(None)
+    assert asked == [3, 1, 1]  # first, second and third occurrences
     assert sample([4, 1]) == [whole[4], whole[1]]
+    assert asked[3:] == [1, 1]
     assert sample([0, 2, 3]) == [whole[0], whole[2], whole[3]]
     assert sample([]) == []
 
