@@ -116,6 +116,8 @@ def measure(folder: Path, micro_batch: int) -> dict[str, Any]:
         ref_model=reference, reward_model=reward, value_model=value, train_dataset=prompts,
         eval_dataset=prompts.select(range(1)), callbacks=[clock],
     )  # fmt: skip
+    # The data are one batch, and at the end of the data accelerate would step after every micro-batch.
+    trainer.accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
     trainer.optimizer.optimizer.register_step_post_hook(clock.count_step)
     trainer.train()
     measured = clock.iterations[1:]  # the first is the warm-up

@@ -9,7 +9,15 @@ import small_sft
 import torch
 
 from llama2_chat.errors import UserInputError
-from llama2_chat.lora import merged, plain_model, with_adapter
+from llama2_chat.lora import (
+    adapter_disabled,
+    load_trained_weights,
+    merged,
+    plain_model,
+    save_trained_weights,
+    share_frozen_weights,
+    with_adapter,
+)
 from llama2_chat.settings import LoraConfig
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
@@ -141,3 +149,58 @@ def test_activations_that_are_computed_again_give_the_same_run(
 def test_a_module_that_is_not_there_is_named(tiny_llama) -> None:
     with pytest.raises(UserInputError, match=r"target_modules: c_attn not in this LlamaForCausalLM.*q_proj"):
         with_adapter(tiny_llama(), LoraConfig(target_modules=["q_proj", "c_attn"]), 0)
+
+
+def test_frozen_weights_are_shared_where_they_are_equal(tiny_llama) -> None:
+    """By name, whatever wraps them: the first layer's are not equal, the adapter's are trained."""
+    owner, model = tiny_llama().requires_grad_(False), with_adapter(tiny_llama(), LoraConfig(rank=2), 0)
+    owner.model.layers[0].self_attn.q_proj.weight.data += 1.0
+    logits = model(input_ids=torch.tensor([[1, 7, 9]])).logits
+    shared = share_frozen_weights(model, owner)
+    assert (
+        shared
+        == sum(p.numel() for p in owner.parameters()) - owner.model.layers[0].self_attn.q_proj.weight.numel()
+    )
+    assert share_frozen_weights(model, owner) == 0
+    inner = plain_model(model)
+    same = [
+        a.base_layer.weight.data_ptr() == b.weight.data_ptr()
+        for a, b in (
+            (inner.model.layers[0].self_attn.q_proj, owner.model.layers[0].self_attn.q_proj),
+            (inner.model.layers[1].self_attn.q_proj, owner.model.layers[1].self_attn.q_proj),
+        )
+    ]
+    assert same == [False, True]
+    assert torch.equal(model(input_ids=torch.tensor([[1, 7, 9]])).logits, logits)
+
+
+def test_weights_in_training_are_never_shared(tiny_llama) -> None:
+    assert share_frozen_weights(tiny_llama(), tiny_llama().requires_grad_(False)) == 0
+    assert share_frozen_weights(tiny_llama().requires_grad_(False), tiny_llama()) == 0
+
+
+def test_the_disabled_adapter_computes_the_base_to_the_bit(tiny_llama) -> None:
+    ids = torch.tensor([[1, 7, 9, 30, 5]])
+    adapted = with_adapter(tiny_llama(), LoraConfig(rank=4), 0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    before = adapted(input_ids=ids).logits
+    with adapter_disabled(adapted):
+        assert torch.equal(adapted(input_ids=ids).logits, tiny_llama()(input_ids=ids).logits)
+    assert torch.equal(adapted(input_ids=ids).logits, before)
+    assert all(p.requires_grad == ("lora_" in name) for name, p in adapted.named_parameters())
+
+
+def test_trained_weights_come_back_and_others_are_refused(tiny_llama, tmp_path) -> None:
+    file = tmp_path / "adapter.safetensors"
+    one, other = (with_adapter(tiny_llama(), LoraConfig(rank=4), seed) for seed in (1, 2))
+    save_trained_weights(one, file)
+    assert weights(one) != weights(other)
+    load_trained_weights(other, file)
+    assert weights(one) == weights(other)
+    fewer = with_adapter(tiny_llama(), LoraConfig(rank=4, target_modules=["q_proj"]), 0)
+    with pytest.raises(
+        UserInputError, match=r"adapter\.safetensors: holds other weights than those in training"
+    ):
+        load_trained_weights(fewer, file)
