@@ -174,6 +174,9 @@ def test_ppo(recipe: Recipe, name: str) -> None:
     assert training.learning_rate == 1e-6
     assert (training.batch_size, training.mini_batch_size, training.epochs_per_batch) == (512, 64, 1)
     assert 200 <= training.iterations <= 400
+    # Early stopping on prompts that nothing else is measured on.
+    assert config.stopping is not None
+    assert not {*config.held_out} & {*recipe.evaluation.prompts, *recipe.evaluation.safety_prompts}
     assert_optimiser_of_the_base(training)
 
 
@@ -189,7 +192,7 @@ def test_what_the_user_must_supply_is_named(name: str, tmp_path: Path, monkeypat
     with pytest.raises(RecipeError) as raised:
         load_recipe(name)
     lines = str(raised.value).splitlines()[1:]
-    assert len(lines) == (13 if name == "llama2-70b" else 18)
+    assert len(lines) == (14 if name == "llama2-70b" else 19)
     assert all("no such file: " in line for line in lines)
     assert f"data.demonstrations.path: no such file: {tmp_path}/demonstrations.jsonl" in str(raised.value)
 

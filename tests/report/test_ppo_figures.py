@@ -67,6 +67,8 @@ METRICS = {
     "guards": GUARDS,
     "stopped_by": {"name": "length", "iteration": 20, "reason": "too long"},
     "kept_iteration": 10,
+    "held_out_prompts": 6,
+    "dropped_held_out_prompts": 2,
     "held_out_score_mean_first": 0.0,
     "held_out_score_mean_kept": 1.111,
 }
@@ -156,6 +158,7 @@ def test_the_page(run: Path) -> None:
     assert "5.0 s in the mean: sampling 60 %, scoring 10 %" in text
     assert "52.0 % of the responses end by themselves at first, 90.0 % at last." in text
     assert "<script" not in page.source
+    assert ["", "held-out prompts", "6", "2 dropped"] in page.rows
 
 
 def test_samples_before_and_after_side_by_side(run: Path) -> None:

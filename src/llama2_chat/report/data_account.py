@@ -35,6 +35,7 @@ _NAMES = {
     "selection": "prompts",
     "selection samples": "samples",
     "held out pairs": "held-out pairs",
+    "held out prompts": "held-out prompts",
 }
 _USED = ("kept", "drawn", "complete", "imported", "read", "rows", "prompts")
 _NOT_ROWS = ("accuracy", "attainable_accuracy", "controls", "gate", "intervals")
@@ -82,7 +83,7 @@ def _accounts(metrics: Mapping[str, Any], path: str = "") -> Iterator[list[Any]]
             used = metrics.get(key.removeprefix("dropped_"))
             name = readable(f"{path} {key.removeprefix('dropped_')}")
             yield [
-                name,
+                _NAMES.get(name, name),
                 number(used) if isinstance(used, int) else "",
                 _listed({"dropped": value} if value else {}),
             ]
