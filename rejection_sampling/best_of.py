@@ -72,6 +72,39 @@ def expected_median(scores_PK: Tensor, *, size: int) -> Tensor:
     return _weighted(scores_PK, (lower + upper) / 2)
 
 
+def true_score_of_best(rewards_PK: Tensor, truths_PK: Tensor, *, size: int) -> Tensor:
+    """Mean over all subsets of `size` samples of the true score of the one that is rewarded most.
+
+    Where rewards tie, the true scores of the tied samples count by their mean.
+
+    Args:
+        rewards_PK: What the samples are chosen by.
+        truths_PK: What they are worth.
+        size: n, 1 to K.
+
+    Returns:
+        float64 (P,).
+
+    Raises:
+        ValueError: `size` is out of range or the shapes are not the same (P, K).
+    """
+    if rewards_PK.shape != truths_PK.shape:
+        raise ValueError(
+            f"rewards {tuple(rewards_PK.shape)} and truths {tuple(truths_PK.shape)} differ in shape"
+        )
+    weights = order_statistic_weights(_samples(rewards_PK), size=size, rank=size)
+    result = torch.empty(len(rewards_PK), dtype=torch.float64)
+    for p in range(len(rewards_PK)):
+        _, group = torch.unique(
+            rewards_PK[p], return_inverse=True
+        )  # ascending: group g is the g-th lowest reward
+        count = torch.bincount(group).double()
+        share = torch.zeros_like(count).index_add_(0, group.sort().values, weights)
+        truth = torch.zeros_like(count).index_add_(0, group, truths_PK[p].double()) / count
+        result[p] = (share * truth).sum()
+    return result
+
+
 def bootstrap_interval(
     values_PN: Tensor, *, seed: int, resamples: int = RESAMPLES, level: float = 0.95
 ) -> tuple[Tensor, Tensor]:

@@ -14,56 +14,24 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from llama2_chat.errors import MissingFileError, UserInputError
 from llama2_chat.jsonl import read_rows
-from llama2_chat.rejection_sampling.best_of import (
-    bootstrap_interval,
-    expected_maximum,
-    expected_median,
-    order_statistic_weights,
-    sample_counts,
-)
 from llama2_chat.testbed.oracle import grade
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SEARCHES = ("sft", "rejection_sampling", "ppo")
 RARE = ("opposites", "translate")
 POLICIES = ("sft", "v1", "v2_last", "v2_pool", "rejection_sampling", "ppo")
 
 
-def true_score_of_best(rewards_PK: Tensor, truths_PK: Tensor, *, size: int) -> Tensor:
-    """Mean over all subsets of `size` samples of the true score of the one that is rewarded most.
-
-    Where rewards tie, the true scores of the tied samples count by their mean.
-
-    Args:
-        rewards_PK: What the samples are chosen by.
-        truths_PK: What they are worth.
-        size: n, 1 to K.
-
-    Returns:
-        float64 (P,).
-    """
-    prompts, samples = rewards_PK.shape
-    weights = order_statistic_weights(samples, size=size, rank=size)
-    result = torch.empty(prompts, dtype=torch.float64)
-    for p in range(prompts):
-        _, group = torch.unique(
-            rewards_PK[p], return_inverse=True
-        )  # ascending: group g is the g-th lowest reward
-        count = torch.bincount(group).double()
-        share = torch.zeros_like(count).index_add_(0, group.sort().values, weights)
-        truth = torch.zeros_like(count).index_add_(0, group, truths_PK[p].double()) / count
-        result[p] = (share * truth).sum()
-    return result
-
-
 def searched(run: Path, policy: str) -> dict[float, tuple[Tensor, Tensor]]:
     """Rewards and true scores (P, K) of a stage's temperature search, by temperature."""
+    import torch  # which `--help` can do without
+
     (folder,) = run.glob(f"stages/*-temperature_of_{policy}")
     found = json.loads((folder / "temperature.json").read_text(encoding="utf-8"))
     count, samples = found["prompts"] * found["samples_per_prompt"], found["samples_per_prompt"]
@@ -87,6 +55,13 @@ def _truth(row: Mapping[str, Any]) -> float:
 
 def best_of_table(runs: Sequence[Path]) -> str:
     """Figure 7 at temperature 1: R_c of the best and the middle of n, and the true score of the best."""
+    from llama2_chat.rejection_sampling.best_of import (
+        expected_maximum,
+        expected_median,
+        sample_counts,
+        true_score_of_best,
+    )
+
     rows: dict[str, list[str]] = {}
     for policy in SEARCHES:
         tables = [searched(run, policy)[1.0] for run in runs]
@@ -101,6 +76,8 @@ def best_of_table(runs: Sequence[Path]) -> str:
 
 def temperature_table(runs: Sequence[Path]) -> str:
     """Figure 8: the best of 16 at each temperature, as R_c and as the truth, and where each is highest."""
+    from llama2_chat.rejection_sampling.best_of import expected_maximum, true_score_of_best
+
     rows: dict[str, list[str]] = {}
     temperatures = list(searched(runs[0], SEARCHES[0]))
     measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -156,6 +133,8 @@ def _evaluation(run: Path) -> dict[str, Any]:
 
 
 def _with_interval(values_P: Tensor) -> str:
+    from llama2_chat.rejection_sampling.best_of import bootstrap_interval
+
     low, high = bootstrap_interval(values_P.unsqueeze(1), seed=0)
     return f"{values_P.mean():.3f} ({low.item():.3f} to {high.item():.3f})"
 

@@ -17,6 +17,7 @@ from llama2_chat.rejection_sampling.best_of import (
     expected_median,
     order_statistic_weights,
     sample_counts,
+    true_score_of_best,
 )
 
 
@@ -111,3 +112,30 @@ def test_what_is_out_of_range_is_refused(size: int, rank: int) -> None:
 def test_scores_have_two_dimensions() -> None:
     with pytest.raises(ValueError, match="prompts, samples"):
         expected_maximum(torch.zeros(3), size=1)
+
+
+def mean_truth_of_best(rewards: list[float], truths: list[float], size: int) -> float:
+    """The definition: over all subsets the truth of the one with the highest reward; of ties their mean."""
+    worth = []
+    for subset in combinations(range(len(rewards)), size):
+        # Ties are broken at random among all samples of that reward, so each stands for their mean.
+        best = max(rewards[i] for i in subset)
+        tied = [truths[i] for i in range(len(rewards)) if rewards[i] == best]
+        worth.append(sum(tied) / len(tied))
+    return sum(worth) / len(worth)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_the_truth_of_the_best_is_the_mean_over_all_subsets(size: int) -> None:
+    rewards = [[0.3, 0.9, 0.3, 0.1, 0.9], [0.0, 0.0, 0.0, 0.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0]]
+    truths = [[1.0, 0.0, 0.5, 0.2, 0.7], [0.1, 0.2, 0.3, 0.4, 0.5], [0.0, 1.0, 0.0, 1.0, 0.0]]
+    found = true_score_of_best(torch.tensor(rewards), torch.tensor(truths), size=size)
+    expected = [mean_truth_of_best(*row, size) for row in zip(rewards, truths, strict=True)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-7)
+    if size == 5:
+        assert found.tolist() == pytest.approx([0.35, 0.3, 0.0], abs=1e-7)
+
+
+def test_the_truth_of_the_best_needs_equal_shapes() -> None:
+    with pytest.raises(ValueError, match="differ in shape"):
+        true_score_of_best(torch.zeros(2, 3), torch.zeros(3, 2), size=1)

@@ -240,8 +240,10 @@ def sample_batch(
     sampling: Any,
     iteration: int,
     seed: int,
+    members: Sequence[int],
 ) -> list[Answer]:
     """As the stage's, with one call for all samples of the two prompts: 128 calls of one sample each take long."""
+    assert list(members) == list(range(len(prompts)))  # one process
     rows = engine.generate(
         [prompt.ids for prompt in PROMPTS],
         samples_per_prompt=len(prompts) // len(PROMPTS),
