@@ -125,7 +125,7 @@ def estimate_stage(
     trained = _WEIGHT_BYTES if adapter else _TRAINING_BYTES
     checkpoints = 0 if adapter else 2 * (_TRAINING_BYTES - _WEIGHT_BYTES)
     disk = (_WEIGHT_BYTES + checkpoints) * parameters
-    memory = trained * parameters
+    memory: float = trained * parameters
     if config.kind == "ppo":
         memory = _ppo_models_bytes(config, adapter) * parameters
     if not tokens or not rows:
