@@ -5,7 +5,7 @@
     LLAMA2_CHAT_DATA=DIR python benchmarks/ppo.py --peer-python DIR/bin/python [--model shape|small|real] [--layers 4]
         [--prompts 32] [--response-tokens 64] [--iterations 3] [--rounds 3]
 
-HH-RLHF helpful prompts of at most 256 tokens in SmolLM2's template, one response of exactly `--response-tokens` to each
+HH-RLHF helpful prompts of at most 512 tokens in SmolLM2's template, one response of exactly `--response-tokens` to each
 (nothing ends one), one reward model, a value model with its trunk, float32, AdamW. One epoch of one mini-batch on both
 sides, so one step an iteration; then ours alone at the paper's eight mini-batches. `shape` has random weights of
 SmolLM2-135M's shape, `small` is a Llama of 5 million parameters, `real` the model itself. TRL takes four responses a
@@ -53,7 +53,6 @@ from llama2_chat.stage import EventLog, StageDirectory
 from llama2_chat.tokenizers import load_tokenizer
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-LONGEST_PROMPT = 256
 PADDING = 0
 NO_STOP = -1  # an id that is never drawn
 PAPER_MINI_BATCHES = 8
@@ -70,6 +69,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("shape", "small", "real"), default="shape")
     parser.add_argument("--layers", type=int, default=4, help="of --model shape")
     parser.add_argument("--prompts", type=int, default=32, help="of an iteration")
+    parser.add_argument("--longest-prompt", type=int, default=512, help="in tokens; longer ones are left out")
     parser.add_argument("--response-tokens", type=int, default=64)
     parser.add_argument("--micro-batch", type=int, default=8, help="ours, in responses")
     parser.add_argument("--iterations", type=int, default=3)
@@ -163,7 +163,7 @@ def lay_out(folder: Path, options: argparse.Namespace) -> list[int]:
     chat_format = build_chat_format("tokenizer", load_tokenizer(str(models), GGUF))
     rows = (row for row in import_hh_rlhf(data, kind="prompts") if isinstance(row, Prompt))
     encoded = (chat_format.prompt_ids(row.messages) for row in rows)
-    fitting = (ids for ids in encoded if len(ids) <= LONGEST_PROMPT)
+    fitting = (ids for ids in encoded if len(ids) <= options.longest_prompt)
     torch.manual_seed(0)
     if options.model == "real":
         source = BaseModelSource(path=str(models), gguf_file=GGUF)

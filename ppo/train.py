@@ -38,8 +38,6 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
     _refuse_shared_weights(config)
     tokenizer = load_tokenizer(config.policy, settings.gguf_file_of(config.policy))
     chat_format = build_chat_format(settings.chat_format, tokenizer)
-    if select_device(settings.device).type == "cpu":
-        keep_freed_memory()
     seed_everything(settings.seed)
     plain_policy = load_policy(config.policy, settings, gguf_file=settings.gguf_file_of(config.policy))
     context_length = int(getattr(plain_policy.config, "max_position_embeddings", 4096))
@@ -58,6 +56,8 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
     directory.events.write("memory_plan", **plan.to_event())
     if is_main_process():
         print("\n".join(plan.to_lines()), file=sys.stderr, flush=True)
+    if select_device(settings.device).type == "cpu":
+        keep_freed_memory()  # not before: what loading takes in passing goes back
     loop = PpoLoop(
         config,
         settings,

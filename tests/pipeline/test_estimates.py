@@ -55,6 +55,21 @@ def test_rejection_sampling_adds_k_answers_of_each_model(safety: str | None, mod
     assert needs(config).seconds == pytest.approx(6 * 10 * 100 * 2 + models * 2 * 10 * 100 * 8, rel=1e-12)
 
 
+def test_ppo_with_adapters_holds_what_stands_still_once() -> None:
+    def memory(lora: bool = True, **changes) -> float | None:
+        training = {"lora": {"rank": 4}} if lora else {}
+        given = {"policy": "p", "helpfulness": "h", "prompts": ["d"], "training": training, **changes}
+        return needs(PpoConfig(**given)).memory
+
+    # Ten parameters of four bytes: the policy, its merged copy, the reward model.
+    assert memory() == 3 * 40
+    assert memory(safety="s", reference="p", value="h") == 4 * 40
+    assert memory(reference="r") == memory(value="v") == 4 * 40
+    assert memory(value_head="shared") == 3 * 40
+    # Without an adapter 16 bytes of what is trained: one trunk; reference and reward model beside it.
+    assert memory(lora=False, value_head="shared") == 160 + 2 * 40
+
+
 def test_ppo_holds_four_models_or_five_and_trains_two_of_them() -> None:
     values = {"policy": "p", "helpfulness": "h", "prompts": ["d"]}
     training = {"iterations": 3, "batch_size": 8, "mini_batch_size": 4}

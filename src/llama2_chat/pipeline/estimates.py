@@ -125,16 +125,26 @@ def estimate_stage(
     trained = _WEIGHT_BYTES if adapter else _TRAINING_BYTES
     checkpoints = 0 if adapter else 2 * (_TRAINING_BYTES - _WEIGHT_BYTES)
     disk = (_WEIGHT_BYTES + checkpoints) * parameters
-    memory = trained * parameters
+    memory: float = trained * parameters
     if config.kind == "ppo":
-        # The policy and the value model are trained; the reference and the reward models stand by.
-        standing_by = 1 + _reward_models(config) + isinstance(config.independent, str)
-        memory = 2 * trained * parameters + standing_by * _WEIGHT_BYTES * parameters
-        disk += _WEIGHT_BYTES * parameters if config.keeps_best else 0
+        memory = _ppo_models_bytes(config, adapter) * parameters
+        disk += _WEIGHT_BYTES * parameters if config.keeps_best and not adapter else 0
     if not tokens or not rows:
         return Estimate(memory, disk, None)
     operations = _operations(config, tokens, rows, 4.0 if adapter else 6.0) * parameters
     return Estimate(memory, disk, operations / flops)
+
+
+def _ppo_models_bytes(config: Any, adapter: bool) -> float:
+    """Bytes for each parameter: what is trained, what stands by; what stands still counts once (`ppo/models.py`)."""
+    judges = (_reward_models(config) + isinstance(config.independent, str)) * _WEIGHT_BYTES
+    if not adapter:
+        trunks = 1 if config.value_head == "shared" else 2
+        return trunks * _TRAINING_BYTES + _WEIGHT_BYTES + judges
+    other_reference = config.reference not in (None, config.policy)
+    other_value = config.value not in (None, config.helpfulness, config.safety)
+    # The policy, and with its adapter merged once more while it samples.
+    return (2 + other_reference + other_value) * _WEIGHT_BYTES + judges
 
 
 def _operations(config: Any, tokens: float, rows: float, training: float) -> float:
