@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import safetensors.torch
 
+from llama2_chat.distributed import is_main_process
 from llama2_chat.errors import TrainingError
 from llama2_chat.files import atomic_path, remove
 from llama2_chat.ppo.config import PpoConfig
@@ -178,12 +180,17 @@ class Watch:
 
     def _tell(self, finding: Finding, *, stopping: bool) -> None:
         if not stopping:
-            self.directory.warn(f"iteration {finding.iteration}: {finding.reason}")
+            self._say(f"iteration {finding.iteration}: {finding.reason}")
         self.directory.events.write("guard", **finding.to_row())
 
     def _stop(self, finding: Finding) -> None:
-        self.directory.warn(f"stopped after iteration {finding.iteration}: {finding.reason}")
+        self._say(f"stopped after iteration {finding.iteration}: {finding.reason}")
         self.stopped_by = {"name": finding.guard, "iteration": finding.iteration, "reason": finding.reason}
+        self.directory.events.write("stopped_early", **self.stopped_by)
+
+    def _say(self, line: str) -> None:
+        if is_main_process():
+            print(f"{self.directory.path.name}: {line}", file=sys.stderr, flush=True)
 
     def _best(self, done: int) -> Path:
         return self.directory.checkpoints / f"best-{done}"
