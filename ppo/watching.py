@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,12 +187,17 @@ class Watch:
 
     def _tell(self, finding: Finding, *, stopping: bool) -> None:
         if not stopping:
-            self.directory.warn(f"iteration {finding.iteration}: {finding.reason}")
+            self._say(f"iteration {finding.iteration}: {finding.reason}")
         self.directory.events.write("guard", **finding.to_row())
 
     def _stop(self, finding: Finding) -> None:
-        self.directory.warn(f"stopped after iteration {finding.iteration}: {finding.reason}")
+        self._say(f"stopped after iteration {finding.iteration}: {finding.reason}")
         self.stopped_by = {"name": finding.guard, "iteration": finding.iteration, "reason": finding.reason}
+        self.directory.events.write("stopped_early", **self.stopped_by)
+
+    def _say(self, line: str) -> None:
+        if distributed.is_main_process():
+            print(f"{self.directory.path.name}: {line}", file=sys.stderr, flush=True)
 
     def _best(self, done: int) -> Path:
         return self.directory.checkpoints / f"best-{done}"

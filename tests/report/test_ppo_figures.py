@@ -175,7 +175,9 @@ def test_a_stage_in_progress(run: Path) -> None:
     with (run / "events.jsonl").open("a") as stream:
         for event in (GUARDS[0], GUARDS[0], {**GUARDS[0], "iteration": 9}):
             stream.write(json.dumps({"event": "guard", "stage": "ppo", **event}) + "\n")
-    text = Page(write_report(run)).text("ppo")
+    page = Page(write_report(run))
+    assert "ppo: iteration 9: too far <away>" in page.text("")  # at the head, with other warnings
+    text = page.text("ppo")
     assert text.count("too far <away>") == 2
     assert "Iteration 9, kl" in text
     assert "Kept" not in text

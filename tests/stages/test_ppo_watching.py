@@ -220,6 +220,7 @@ def test_early_stopping_and_the_best_policy(
     reason = "for 2 evaluations the held-out reward has not risen above 2, which it had after 1 iterations"
     assert metrics["stopped_by"] == {"name": "early_stopping", "iteration": 3, "reason": reason}
     assert f"watched-early: stopped after iteration 3: {reason}" in capsys.readouterr().err
+    assert [event["name"] for event in events(directory, "stopped_early")] == ["early_stopping"]
     assert events(directory, "guard") == []
     assert same(directory.model, one_iteration.model)
 
@@ -364,11 +365,37 @@ def test_sampler_and_trainer_agree_and_a_difference_is_told(
     monkeypatch.setattr(batch_measures, "sampled_logprobs", lambda *given: original(*given) + 0.02)
     directory = stage_at("watched-sampler")
     run_stage(watched_config(training={"iterations": 1}), settings, directory)
-    (warning,) = events(directory, "warning")
-    assert "sampler and trainer differ by 0.02 nats a token, above 0.01" in warning["message"]
+    (found,) = events(directory, "guard")
+    assert "sampler and trainer differ by 0.02 nats a token, above 0.01" in found["reason"]
     directory = stage_at("watched-sampler-bound")
     run_stage(watched_config(training={"iterations": 1}, max_sampler_difference=0.03), settings, directory)
-    assert events(directory, "warning") == []
+    assert events(directory, "guard") == []
+
+
+def test_ratios_over_the_micro_batches_of_all_steps(settings, stage_at, watched_config, monkeypatch) -> None:
+    """Against the ratios that the loss was given: two steps, of two micro-batches each."""
+    seen: list[torch.Tensor] = []
+    original = learners.policy_loss
+
+    def watched_loss(logprobs, old_logprobs, advantages, *, response_mask, clip_range):
+        seen.append((logprobs - old_logprobs).detach().double()[response_mask].exp())
+        return original(
+            logprobs, old_logprobs, advantages, response_mask=response_mask, clip_range=clip_range
+        )
+
+    monkeypatch.setattr(learners, "policy_loss", watched_loss)
+    directory = stage_at("watched-ratios")
+    training = {"iterations": 1, "micro_batch_size": 2}
+    run_stage(watched_config(held_out=[], independent=None, training=training), settings, directory)
+    (row,) = rows_of(directory.metrics_file)
+    steps = [torch.cat(seen[:2]), torch.cat(seen[2:])]
+    assert bool((steps[0] == 1).all())
+    largest = steps[1].max().item()
+    assert largest > 1.0001
+    assert row["ratio_max"] == pytest.approx(largest, rel=1e-6)
+    assert row["ratio_mean"] == pytest.approx((1 + steps[1].mean().item()) / 2, rel=1e-6)
+    kl = (steps[1] - 1 - steps[1].log()).mean().item() / 2
+    assert row["update_kl_nats"] == pytest.approx(kl, rel=1e-5)
 
 
 def test_held_out_prompts_that_are_trained_on_are_told(

@@ -37,11 +37,14 @@ def heading(run: RunRecord) -> Html:
 
 
 def _warnings(run: RunRecord) -> Html:
-    """What stages warned of."""
+    """What stages warned of, and what PPO's guards found."""
     said = dict.fromkeys(
         f"{event.get('stage', 'run')}: {event['message']}"
+        if event.get("event") == "warning"
+        else f"{event.get('stage', 'run')}: iteration {event.get('iteration')}: {event['reason']}"
         for event in run.events
-        if event.get("event") == "warning" and event.get("message")
+        if (event.get("event") == "warning" and event.get("message"))
+        or (event.get("event") == "guard" and event.get("reason"))
     )
     if not said:
         return Html("")
