@@ -53,6 +53,7 @@ class Watched:
             name: set() for name in ("before", "in sampling", "after", "in steps")
         }
         self.answered = 0
+        self.steps = 0
         for name in _COLLECTIVES:
             setattr(torch.distributed, name, self.counted(name, getattr(torch.distributed, name)))
         self.watch_sampling()

@@ -43,6 +43,10 @@ def make_ppo_world(folder: Path, *, tied: bool = False, **training: Any) -> Path
         for number, text in enumerate([*texts, texts[0]])
     ]
     write_rows(folder / "prompts.jsonl", rows)
+    write_rows(
+        folder / "unseen_prompts.jsonl",
+        [{"prompt": [{"role": "user", "content": f"{text} {texts[0]}"}]} for text in texts[:5]],
+    )
     config_file = folder / "ppo.yaml"
     values = {
         "kind": "ppo",
@@ -51,6 +55,8 @@ def make_ppo_world(folder: Path, *, tied: bool = False, **training: Any) -> Path
         "helpfulness": "helpfulness",
         "safety": "safety",
         "prompts": ["prompts.jsonl"],
+        "held_out": ["unseen_prompts.jsonl"],
+        "evaluation_iterations": 2,
         "device": "cpu",
         "seed": 3,
         "sampling": SAMPLING,

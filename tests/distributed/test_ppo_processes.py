@@ -25,7 +25,12 @@ def assert_equal_runs(one: Path, two: Path) -> None:
         expected, found = ({n: row[n] for n in row.keys() - absent} for row in (expected, found))
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
     expected, found = (json.loads((run / "done.json").read_text())["metrics"] for run in (one, two))
+    for name in ("guards", "stopped_by"):  # which approx does not take
+        assert found.pop(name) == expected.pop(name)
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    evaluations = ([json.loads(line) for line in (run / "held_out.jsonl").open()] for run in (one, two))
+    for expected, found in zip(*evaluations, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
     checkpoint = Path("checkpoints", "checkpoint-3")
     for file in (
         Path("model", "model.safetensors"),
