@@ -122,8 +122,8 @@ def policy_table(runs: Sequence[Path]) -> str:
 
 
 def _interval(found: Mapping[str, Any], name: str) -> str:
-    low, high = found["intervals"][name]
-    return f"{found[name]:.3f} ({low:.3f} to {high:.3f})"
+    interval = found["intervals"][name]
+    return f"{found[name]:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
 
 
 def _evaluation(run: Path) -> dict[str, Any]:

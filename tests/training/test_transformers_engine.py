@@ -259,3 +259,42 @@ def test_attention_and_its_sums_as_on_other_devices(masked: bool) -> None:
     plain = cohort._by_definition(query, key, value, 0.3, mask if masked else None)
     for one, other in zip(found, plain, strict=True):
         assert (one - other).abs().max() < 1e-6
+
+
+def test_prompts_of_different_length_are_computed_apart(tiny_llama, prompts, monkeypatch) -> None:
+    """The same samples, in passes with less padding, and what is masked of the caches is 0."""
+    made = engine(tiny_llama())
+    sampling = SamplingConfig(temperature=1.0, max_new_tokens=9)
+    together = made.generate(prompts, samples_per_prompt=2, sampling=sampling, seed=3)
+    widths = []
+    original = made.model.model.forward
+
+    def watched(*arguments, **keywords):
+        if keywords.get("past_key_values") is not None:
+            widths.append(keywords["input_ids"].shape)
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(made.model.model, "forward", watched)
+    monkeypatch.setattr(cohort, "_LEAST_PREFILL_TOKENS", 1)
+    apart = made.generate(prompts, samples_per_prompt=2, sampling=sampling, seed=3)
+    assert [[r.token_ids for r in row] for row in apart] == [[r.token_ids for r in row] for row in together]
+    assert len(widths) > 3
+    computed, needed = sum(rows * width for rows, width in widths), sum(map(len, prompts))
+    assert needed <= computed <= needed / 0.8
+
+
+@pytest.mark.parametrize("least", [1, 512])
+def test_passes_hold_every_prompt_once_and_keep_their_bound(least: int, monkeypatch) -> None:
+    monkeypatch.setattr(cohort, "_LEAST_PREFILL_TOKENS", least)
+    rng = random.Random(least)
+    for _ in range(50):
+        lengths = sorted(
+            (rng.randint(1, 5000 if rng.random() < 0.1 else 400) for _ in range(30)), reverse=True
+        )
+        passes = list(cohort._passes(lengths))
+        assert [place for start, end in passes for place in range(start, end)] == list(range(len(lengths)))
+        for start, end in passes:
+            assert end == start + 1 or max(lengths[start:end]) * (end - start) <= 4096
+            if least == 1:
+                assert min(lengths[start:end]) >= 0.8 * max(lengths[start:end])
+    assert list(cohort._passes([8, 8, 8])) == [(0, 3)]

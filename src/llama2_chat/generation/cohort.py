@@ -10,7 +10,7 @@ and values, G heads of queries for each of them, D the width of a head, T tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,10 @@ COHORT_ATTENTION = "llama2_chat_cohorts"
 
 _PREFILL_TOKENS = 4096
 """Most tokens of prompts, padding included, in one forward pass."""
+
+_LEAST_PREFILL_TOKENS = 512
+_SIMILAR = 0.8
+"""A pass that has so many tokens takes no prompt shorter than this share of its longest: padding costs more then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,16 +214,16 @@ def _prefill(
 ) -> tuple[list[Tensor], Tensor]:
     """Keys and values of the prompts, layer by layer, (m, K, P, D) each, and the states after them, (m, hidden).
 
-    Padded on the right, where causal attention never sees it.
+    Padded on the right, where causal attention never sees it, to the longest of each pass.
     """
     longest = max(len(work.ids) for work in samples)
-    together = max(1, _PREFILL_TOKENS // longest)
     caches: list[Tensor] = []
     states = []
-    for start in range(0, len(samples), together):
-        part = samples[start : start + together]
+    for start, end in _passes([len(work.ids) for work in samples]):
+        part = samples[start:end]
+        width = max(len(work.ids) for work in part)
         ids = torch.tensor(
-            [[*work.ids] + [padding_id] * (longest - len(work.ids)) for work in part], device=model.device
+            [[*work.ids] + [padding_id] * (width - len(work.ids)) for work in part], device=model.device
         )
         output = model(input_ids=ids, past_key_values=DynamicCache(config=model.config), use_cache=True)
         ends = torch.tensor([len(work.ids) - 1 for work in part], device=ids.device)
@@ -229,10 +233,28 @@ def _prefill(
         if len(part) == len(samples):
             return tensors, states[0]
         if not caches:
-            caches = [tensor.new_empty(len(samples), *tensor.shape[1:]) for tensor in tensors]
+            # Zeros: what is masked may be anything but NaN.
+            shapes = ((len(samples), tensor.shape[1], longest, tensor.shape[3]) for tensor in tensors)
+            caches = [tensor.new_zeros(shape) for tensor, shape in zip(tensors, shapes, strict=True)]
         for cache, tensor in zip(caches, tensors, strict=True):
-            cache[start : start + len(part)] = tensor
+            cache[start:end, :, :width] = tensor
     return caches, torch.cat(states)
+
+
+def _passes(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Which prompts, from and to, are computed together: of similar length, where they are enough for a pass."""
+    start, width = 0, 0
+    for place, length in enumerate(lengths):
+        tokens = (place - start) * width
+        wider = max(width, length)
+        if place > start and (
+            wider * (place - start + 1) > _PREFILL_TOKENS
+            or (tokens >= _LEAST_PREFILL_TOKENS and length < _SIMILAR * width)
+        ):
+            yield start, place
+            start, wider = place, length
+        width = wider
+    yield start, len(lengths)
 
 
 def _padding_mask(lengths: Sequence[int], cache: Tensor) -> Tensor | None:
