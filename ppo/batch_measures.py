@@ -104,7 +104,9 @@ def step_measures(steps: Sequence[Mapping[str, float]]) -> Measures:
         values = [step[name] for step in steps]
         return max(values) if name.endswith("_max") else sum(values) / len(values)
 
-    return {name: over_steps(name) if name in steps[0] else None for name in _OF_STEPS}
+    # Of a trunk that both losses train `policy_loss` is the sum, and this the policy's part of it.
+    names = [*_OF_STEPS, *(["surrogate_loss"] if "surrogate_loss" in steps[0] else [])]
+    return {name: over_steps(name) if name in steps[0] else None for name in names}
 
 
 def finite_row(measures: Mapping[str, Any]) -> dict[str, Any]:

@@ -324,6 +324,13 @@ def test_the_plan_of_memory_is_an_event_and_is_printed(runs, ppo_config, setting
     assert "reference" in capsys.readouterr().err
 
 
+def test_the_loss_of_a_shared_trunk_is_the_weighted_sum_of_its_parts(runs) -> None:
+    for row in records(runs("shared")[0]):
+        expected = row["surrogate_loss"] + 0.1 * row["value_loss"]  # value_loss_weight by default
+        assert row["policy_loss"] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert "surrogate_loss" not in records(runs("adapter")[0])[0]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
