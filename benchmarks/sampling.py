@@ -3,13 +3,15 @@
     make smollm2-135m                                                (the model of the cases natural and long)
     LLAMA2_CHAT_DATA=DIR python benchmarks/sampling.py [--case natural|long|small] [--prompts 8] [--samples 16]
                                                        [--max-new-tokens 96] [--rounds 3]
+                                                       [--vllm-python .venv-vllm/bin/python]      (make vllm-env)
 
 Temperature 1, the whole distribution, float32, HH-RLHF helpful prompts with their lengths as they come. `natural` is
 SmolLM2-135M with its own stops; `long` takes prompts of 400 tokens and more and short answers; `small` is a random
 Llama of 5 million parameters (hidden 256, 6 layers, vocabulary 2,048) that stops after 60 tokens on average.
 `generate` gets 1, 2, 4 or all prompts a call, each with num_return_sequences=K; what is fastest in a first round plays
-the others. Each measurement is a process of its own and times token ids to token ids. A token is useful up to the
-response's stop. Printed are medians: useful tokens a second, positions computed, peak memory.
+the others. With `--vllm-python` vLLM's server (its build for the CPU, float32, compiled) takes part: its start, and a
+first prompt of other tokens, are not timed. Each measurement is a process of its own and times token ids to token ids.
+A token is useful up to the response's stop. Printed are medians: useful tokens a second, positions computed, memory.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +33,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from llama2_chat.chat_format import build_chat_format
 from llama2_chat.data_import import import_hh_rlhf
 from llama2_chat.generation.transformers_engine import TransformersEngine
+from llama2_chat.generation.vllm_engine import VllmEngine
 from llama2_chat.models import load_policy
-from llama2_chat.settings import BaseModelSource, RunSettings, SamplingConfig
+from llama2_chat.settings import BaseModelSource, RunSettings, SamplingConfig, VllmConfig
 from llama2_chat.tokenizers import load_tokenizer
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -48,6 +52,7 @@ class Options:
     prompts: int
     samples: int
     max_new_tokens: int
+    vllm_python: str | None = None
 
 
 def model_folder() -> Path:
@@ -144,8 +149,31 @@ def theirs(
     return useful
 
 
+def measure_vllm(options: Options) -> dict[str, Any]:
+    """One measurement of vLLM's server; its memory and what it computes are not seen from here."""
+    if options.case == "small":
+        sys.exit("--case small has a head with a bias, which vLLM's Llama has not")
+    prompts = prompts_of(options)
+    model, stop, _ = model_of(options)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        del model
+        config = VllmConfig(python=str(options.vllm_python), max_model_len=LONGEST + options.max_new_tokens)
+        with VllmEngine(folder, stop_id=stop, dtype="float32", config=config, eager=False) as engine:
+            sampling = SamplingConfig(max_new_tokens=options.max_new_tokens)
+            other = [[token + 1 for token in prompts[0]]]
+            engine.generate(other, samples_per_prompt=options.samples, sampling=sampling, seed=1)
+            started = time.perf_counter()
+            rows = engine.generate(prompts, samples_per_prompt=options.samples, sampling=sampling, seed=0)
+            seconds = time.perf_counter() - started
+    useful = sum(len(response.token_ids) for row in rows for response in row)
+    return {"tokens_per_second": useful / seconds, "seconds": seconds, "useful": useful}
+
+
 def measure(side: str, options: Options) -> dict[str, Any]:
     """One measurement in this process."""
+    if side == "vllm":
+        return measure_vllm(options)
     prompts = prompts_of(options)
     model, stop, padding = model_of(options)
     before = peak_memory()
@@ -181,10 +209,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=None, help="default 96, of the case long 24")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vllm-python", metavar="PATH", help="vLLM's interpreter; default: without vLLM")
     parser.add_argument("--measure", metavar="SIDE", help="one measurement, as JSON")
     arguments = parser.parse_args()
     limit = arguments.max_new_tokens or (24 if arguments.case == "long" else 96)
-    options = Options(arguments.case, arguments.prompts, arguments.samples, limit)
+    options = Options(arguments.case, arguments.prompts, arguments.samples, limit, arguments.vllm_python)
     if arguments.measure:
         as_json(measure(arguments.measure, options))
         return
@@ -194,13 +223,17 @@ def main() -> None:
         f"{options.max_new_tokens} tokens",
         flush=True,
     )
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in vars(options).items()]
+    given = [
+        f"--{name.replace('_', '-')}={value}" for name, value in vars(options).items() if value is not None
+    ]
     peers = list(dict.fromkeys(f"generate-{min(n, options.prompts)}" for n in (1, 2, 4, options.prompts)))
     first = in_turn(__file__, peers, 1, given)
     for side, found in first.items():
         print(f"{side:12} {found['tokens_per_second']:7.1f} useful tokens/s in the first round", flush=True)
     best = max(first, key=lambda side: first[side]["tokens_per_second"])
-    medians = in_turn(__file__, ("ours", best), arguments.rounds, given)
+    sides = ["ours", best, *(["vllm"] if options.vllm_python else [])]
+    medians = in_turn(__file__, sides, arguments.rounds, given)
+    served = medians.pop("vllm", None)
     for side, median in medians.items():
         print(
             f"{side:12} {median['tokens_per_second']:7.1f} useful tokens/s, {median['useful']:.0f} useful, "
@@ -210,6 +243,14 @@ def main() -> None:
         )
     ratio = medians["ours"]["tokens_per_second"] / medians[best]["tokens_per_second"]
     print(f"ours / {best}: {ratio:.2f}", flush=True)
+    if served is not None:
+        print(
+            f"vllm         {served['tokens_per_second']:7.1f} useful tokens/s, {served['useful']:.0f} useful"
+        )
+        print(
+            f"ours / vllm: {medians['ours']['tokens_per_second'] / served['tokens_per_second']:.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
