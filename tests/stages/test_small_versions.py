@@ -18,7 +18,7 @@ from llama2_chat.stage import StageDirectory
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "iterations.yaml"
 ROWS = {
     "demonstrations": 24,
-    "prompts": 10,
+    **{f"prompts_v{version}": 10 for version in range(1, 6)},
     "instruction_dialogues": 3,
     "held_out_helpfulness_pairs": 12,
     "held_out_safety_pairs": 12,
@@ -38,6 +38,7 @@ SMALL = [
         for name in ("sft", "helpfulness_rm", "safety_rm", "independent_rm")
     ),
     *("iterations.count=2", "iterations.ghost_attention.after=1", "iterations.ppo.from=2"),
+    "iterations.overrides={v2: {rejection_sampling: {prompts: [prompts_v2]}}}",
     "data.instruction_dialogues.options={min_turns: 2, max_turns: 3}",
     "iterations.ghost_attention.sft_dialogues=[v1_rejection_sampling]",
     "iterations.preferences.max_prompts=36",
