@@ -9,7 +9,7 @@ Temperature 1, the whole distribution, float32, HH-RLHF helpful prompts with the
 SmolLM2-135M with its own stops; `long` takes prompts of 400 tokens and more and short answers; `small` is a random
 Llama of 5 million parameters (hidden 256, 6 layers, vocabulary 2,048) that stops after 60 tokens on average.
 `generate` gets 1, 2, 4 or all prompts a call, each with num_return_sequences=K; what is fastest in a first round plays
-the others. With `--vllm-python` vLLM's server (its build for the CPU, float32, not compiled) takes part: its start, and a
+the others. With `--vllm-python` vLLM's server (CPU build, float32, not compiled) takes part: its start, and a
 first prompt of other tokens, are not timed. Each measurement is a process of its own and times token ids to token ids.
 A token is useful up to the response's stop. Printed are medians: useful tokens a second, positions computed, memory.
 """
