@@ -10,7 +10,7 @@ from typing import Any
 
 from llama2_chat import interruption
 from llama2_chat.chat_format import build_chat_format
-from llama2_chat.dialogue import Prompt
+from llama2_chat.dialogue import Message, Prompt
 from llama2_chat.evaluation.config import EvaluationConfig
 from llama2_chat.evaluation.policy import (
     Judge,
@@ -211,7 +211,11 @@ class PolicyEvaluator:
 
 
 def _read(files: list[str]) -> list[Prompt]:
-    return list(chain.from_iterable(read_prompts(Path(file)) for file in files))
+    """Each prompt once: the samples of one that comes twice are the same, and count as one in an interval."""
+    found: dict[tuple[Message, ...], Prompt] = {}
+    for prompt in chain.from_iterable(read_prompts(Path(file)) for file in files):
+        found.setdefault(tuple(prompt.messages), prompt)
+    return list(found.values())
 
 
 def _rows(answers: PolicyAnswers) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama2_chat.masked_stats import masked_mean
+from llama2_chat.masked_stats import check_shapes, masked_mean
 
 
 def policy_loss(
@@ -32,7 +32,7 @@ def policy_loss(
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7; §3.2.3 (clip 0.2).
     """
-    _check(response_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    check_shapes(response_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     ratios = torch.exp(_inside(logprobs, response_mask) - _inside(old_logprobs, response_mask))
     advantages = _inside(advantages, response_mask)
     plain = ratios * advantages
@@ -64,7 +64,7 @@ def value_loss(
 
     Source: the reference implementation of PPO (openai/baselines, ppo2); the paper names no value loss.
     """
-    _check(response_mask, values=values, old_values=old_values, returns=returns)
+    check_shapes(response_mask, values=values, old_values=old_values, returns=returns)
     values, old_values, returns = (_inside(x, response_mask) for x in (values, old_values, returns))
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     squares = torch.maximum((values - returns).square(), (clipped - returns).square())
@@ -74,14 +74,3 @@ def value_loss(
 def _inside(x: Tensor, mask: Tensor) -> Tensor:
     """0 where the mask is False, so that whatever stands there reaches neither result nor gradient."""
     return torch.where(mask, x, torch.zeros_like(x))
-
-
-def _check(response_mask: Tensor, **tensors: Tensor) -> None:
-    """Shapes that broadcast would give a wrong loss without a word."""
-    if response_mask.dtype != torch.bool:
-        raise ValueError(f"response_mask must be bool, got {response_mask.dtype}")
-    for name, tensor in tensors.items():
-        if tensor.shape != response_mask.shape:
-            raise ValueError(
-                f"{name} {tuple(tensor.shape)} and response_mask {tuple(response_mask.shape)} differ in shape"
-            )

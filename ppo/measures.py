@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama2_chat.masked_stats import masked_mean
+from llama2_chat.masked_stats import check_shapes, masked_mean
 
 
 def response_kl(
@@ -32,7 +32,7 @@ def response_kl(
 
     Source: Schulman 2020, "Approximating KL Divergence" (joschu.net/blog/kl-approx.html).
     """
-    _check(response_mask, logprobs=logprobs, reference_logprobs=reference_logprobs)
+    check_shapes(response_mask, logprobs=logprobs, reference_logprobs=reference_logprobs)
     differences_BT = _difference(reference_logprobs, logprobs, response_mask)
     return -differences_BT.sum(1), (torch.expm1(differences_BT) - differences_BT).sum(1)
 
@@ -56,7 +56,7 @@ def update_measures(logprobs: Tensor, old_logprobs: Tensor, *, response_mask: Te
 
     Source: as `response_kl`; here the old policy drew the tokens, so the ratio stands the other way round.
     """
-    _check(response_mask, logprobs=logprobs, old_logprobs=old_logprobs)
+    check_shapes(response_mask, logprobs=logprobs, old_logprobs=old_logprobs)
     log_ratios_BT = _difference(logprobs, old_logprobs, response_mask)
     ratios_BT = log_ratios_BT.exp()
     return {
@@ -80,7 +80,7 @@ def explained_variance(values: Tensor, returns: Tensor, *, response_mask: Tensor
     Raises:
         ValueError: shapes differ or the mask is not bool.
     """
-    _check(response_mask, values=values, returns=returns)
+    check_shapes(response_mask, values=values, returns=returns)
     errors, spread = (returns - values)[response_mask], returns[response_mask].var(correction=0)
     return (1 - errors.var(correction=0) / spread).item() if spread > 0 else 0.0
 
@@ -101,7 +101,7 @@ def logprob_difference(logprobs: Tensor, other: Tensor, *, response_mask: Tensor
     Raises:
         ValueError: shapes differ, the mask is not bool or selects nothing.
     """
-    _check(response_mask, logprobs=logprobs, other=other)
+    check_shapes(response_mask, logprobs=logprobs, other=other)
     distances_BT = _difference(logprobs, other, response_mask).abs()
     return masked_mean(distances_BT, response_mask).item(), distances_BT.max().item()
 
@@ -112,13 +112,3 @@ def _difference(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
     exp(d) - 1 - d is about d^2 / 2, of which float32 leaves little where a step has moved the policy by 1e-3.
     """
     return torch.where(mask, left, 0.0).double() - torch.where(mask, right, 0.0).double()
-
-
-def _check(response_mask: Tensor, **tensors: Tensor) -> None:
-    if response_mask.dtype != torch.bool:
-        raise ValueError(f"response_mask must be bool, got {response_mask.dtype}")
-    for name, tensor in tensors.items():
-        if tensor.shape != response_mask.shape:
-            raise ValueError(
-                f"{name} {tuple(tensor.shape)} and response_mask {tuple(response_mask.shape)} differ in shape"
-            )

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from llama2_chat.masked_stats import check_shapes
+
 
 def combine_scores(
     helpfulness_scores: Tensor, safety_scores: Tensor, *, is_safety: Tensor, safety_threshold: float = 0.15
@@ -93,15 +95,9 @@ def check_response_mask(response_mask: Tensor, **tensors: Tensor) -> None:
     Raises:
         ValueError: the mask is not bool (B, T), a row has no True position or a gap, or shapes differ.
     """
-    if response_mask.dtype != torch.bool:
-        raise ValueError(f"response_mask must be bool, got {response_mask.dtype}")
     if response_mask.dim() != 2:
         raise ValueError(f"response_mask must be (B, T), got {tuple(response_mask.shape)}")
-    for name, tensor in tensors.items():
-        if tensor.shape != response_mask.shape:
-            raise ValueError(
-                f"{name} {tuple(tensor.shape)} and response_mask {tuple(response_mask.shape)} differ in shape"
-            )
+    check_shapes(response_mask, **tensors)
     starts = response_mask.clone()
     starts[:, 1:] &= ~response_mask[:, :-1]
     wrong = (starts.sum(1) != 1).nonzero().flatten().tolist()

@@ -253,12 +253,22 @@ def parameters(weights: Path) -> int:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
-def tables(run: Path) -> str:
-    """All tables that a run has the models for."""
+def runs_of(run: Path) -> list[Path]:
+    """The runs of a sweep by seed, or the one run that there is.
+
+    Raises:
+        MissingFileError: none is finished.
+    """
     runs = [file.parent for file in sorted(run.glob("sweep/*/summary.json"))]
     runs = runs or [file.parent for file in run.glob("summary.json")]
     if not runs:
         raise MissingFileError(f"{run}: no summary.json there or in sweep/*/; name a finished run")
+    return runs
+
+
+def tables(run: Path) -> str:
+    """All tables that a run has the models for."""
+    runs = runs_of(run)
     recipe = json.loads((runs[0] / "summary.json").read_text(encoding="utf-8"))["recipe"]
     if recipe == "reward-scaling":
         return scaling_table(runs)

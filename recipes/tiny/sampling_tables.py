@@ -16,8 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama2_chat.errors import MissingFileError, UserInputError
+from llama2_chat.errors import UserInputError
 from llama2_chat.jsonl import read_rows
+from llama2_chat.recipes.tiny.reward_tables import runs_of, table
 from llama2_chat.testbed.oracle import grade
 
 if TYPE_CHECKING:
@@ -139,13 +140,6 @@ def _with_interval(values_P: Tensor) -> str:
     return f"{values_P.mean():.3f} ({low.item():.3f} to {high.item():.3f})"
 
 
-def table(first: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [f"| {first} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of the run directory that is named."""
     parser = argparse.ArgumentParser(
@@ -154,10 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory of sampling.yaml")
     run: Path = parser.parse_args(arguments).run
     try:
-        runs = [file.parent for file in sorted(run.glob("sweep/*/summary.json"))]
-        runs = runs or [file.parent for file in run.glob("summary.json")]
-        if not runs:
-            raise MissingFileError(f"{run}: no summary.json there or in sweep/*/; name a finished run")
+        runs = runs_of(run)
         made = (best_of_table, temperature_table, policy_table, forgetting_table)
         print("\n\n".join(one(runs) for one in made))
     except UserInputError as error:

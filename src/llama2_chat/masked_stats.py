@@ -18,6 +18,21 @@ def _check(x: Tensor, mask: Tensor) -> None:
         raise ValueError("the mask selects no position")
 
 
+def check_shapes(mask: Tensor, **tensors: Tensor) -> None:
+    """Refuse what would broadcast, and give a wrong mean without a word.
+
+    Raises:
+        ValueError: the mask is not bool, or a tensor has another shape than it; the message names the tensor.
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"response_mask must be bool, got {mask.dtype}")
+    for name, tensor in tensors.items():
+        if tensor.shape != mask.shape:
+            raise ValueError(
+                f"{name} {tuple(tensor.shape)} and response_mask {tuple(mask.shape)} differ in shape"
+            )
+
+
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over all True positions of the whole batch together.
 
