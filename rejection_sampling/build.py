@@ -61,9 +61,18 @@ def _sample(
         if config.temperatures:
             metrics["temperature"] = search_temperature(config, sampler, directory)
             temperature = metrics["temperature"]["chosen"]
+            _log_time("temperatures", sampler, directory)
         if not directory.samples.exists():
             _write_samples(config, sampler, directory, temperature)
+            _log_time("samples", sampler, directory)
         return metrics, _pool(config, sampler, directory) if config.uses_earlier else None
+
+
+def _log_time(phase: str, sampler: Sampler, directory: StageDirectory) -> None:
+    """What a phase took of this call's time; after an interruption that is the part since then."""
+    if sampler.seconds:
+        directory.events.write("sampling_time", phase=phase, **sampler.seconds)
+        sampler.seconds.clear()
 
 
 def _write_samples(

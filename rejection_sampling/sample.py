@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -22,11 +24,15 @@ _TOO_LONG = Answer("", "too_long", Response([], [], "length"))
 
 
 class Sampler:
-    """The policy and the reward models of a stage, each loaded when it is first needed and kept for a `with`."""
+    """The policy and the reward models of a stage, each loaded when it is first needed and kept for a `with`.
+
+    `seconds` says what its `sample` has taken so far, the loading included: `generate` and `score`.
+    """
 
     def __init__(self, config: RejectionSamplingConfig, settings: RunSettings) -> None:
         self.config = config
         self.settings = settings
+        self.seconds: dict[str, float] = defaultdict(float)
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
@@ -59,7 +65,9 @@ class Sampler:
         An answer depends on seed, prompt and index alone, so that at two temperatures it is drawn with the same
         random numbers. A prompt that leaves no room for an answer has `samples_per_prompt` empty ones, "too_long".
         """
+        started = time.perf_counter()
         answers = self._answers(prompts, samples_per_prompt, temperature)
+        generated = time.perf_counter()
         flat = [
             (prompt, index, answer)
             for prompt, row in zip(prompts, answers, strict=True)
@@ -73,6 +81,8 @@ class Sampler:
             ],
             [prompt.is_safety for prompt, _, _ in flat],
         )
+        self.seconds["generate"] += generated - started
+        self.seconds["score"] += time.perf_counter() - generated
         for (prompt, index, answer), score in zip(flat, scores, strict=True):
             yield {
                 "prompt": messages_to_rows(prompt.messages),

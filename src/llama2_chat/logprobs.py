@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 _TOKEN_BUDGET = 16384
+_LOGIT_BUDGET = 2**26
+"""Logits of one forward pass: 256 MiB in float32, and as much again for their softmax."""
 _ROWS = 128
 """Rows of logits that are read while they are still in the processor's caches."""
 
@@ -100,10 +102,10 @@ def _distinct_logprobs(
     results: list[list[float]] = [[] for _ in prompts]
     lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
     order = sorted((i for i in range(len(prompts)) if responses[i]), key=lambda i: (lengths[i], i))
+    logit_rows = _LOGIT_BUDGET // model.config.get_text_config().vocab_size
     while order:
-        count = max(1, _TOKEN_BUDGET // lengths[order[-1]])
-        batch, order = order[-count:], order[:-count]
-        longest = max(lengths[i] for i in batch)
+        batch = _next_batch(order, lengths, [len(prompt) for prompt in prompts], logit_rows)
+        longest = lengths[batch[0]]
         ids = torch.tensor(
             [[*prompts[i], *responses[i]] + [padding_id] * (longest - lengths[i]) for i in batch],
             device=model.device,
@@ -115,3 +117,18 @@ def _distinct_logprobs(
             start = len(prompts[i]) - 1 - first
             results[i] = values[row, start : start + len(responses[i])].tolist()
     return results
+
+
+def _next_batch(
+    order: list[int], lengths: list[int], prompt_lengths: list[int], logit_rows: int
+) -> list[int]:
+    """Take rows off the end of `order`, longest first, while tokens and logits stay within their budgets."""
+    batch = [order.pop()]
+    longest, shortest_prompt = lengths[batch[0]], prompt_lengths[batch[0]]
+    while order:
+        shortest_prompt = min(shortest_prompt, prompt_lengths[order[-1]])
+        rows = len(batch) + 1
+        if rows * longest > _TOKEN_BUDGET or rows * (longest - shortest_prompt + 1) > logit_rows:
+            break
+        batch.append(order.pop())
+    return batch

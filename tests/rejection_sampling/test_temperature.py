@@ -66,6 +66,12 @@ def test_samples_at_two_temperatures_share_their_random_numbers(found) -> None:
     assert all(2.5 * cold - 1 <= hot <= 2.5 * (cold + 1) for cold, hot in pairs)
 
 
+def test_the_time_of_each_phase_is_written_down(found) -> None:
+    events = [event for event in rows_of(found[0].events.path) if event["event"] == "sampling_time"]
+    assert [event["phase"] for event in events] == ["temperatures", "samples"]
+    assert all(event["generate"] > 0 and event["score"] > 0 for event in events)
+
+
 def test_equal_temperatures_choose_the_lowest() -> None:
     def one(temperature: float, mean: float) -> dict:
         return {"temperature": temperature, "maximum": [{"n": 1, "mean": 9 - mean}, {"n": 2, "mean": mean}]}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForSequenceClassification
 
+from llama2_chat import logprobs
 from llama2_chat.logprobs import response_logprobs
 from llama2_chat.packed_attention import use_packed_attention
 from llama2_chat.ppo.response_tokens import (
@@ -126,3 +127,17 @@ def test_the_grid_holds_each_response_in_its_row_and_lets_gradients_through() ->
     (grid * torch.arange(9.0).view(3, 3)).sum().backward()
     assert values.grad is not None
     assert values.grad.tolist() == [0, 3, 4, 5, 6, 7]
+
+
+def test_a_forward_pass_makes_no_more_logits_than_its_budget(tiny_llama, samples, monkeypatch) -> None:
+    model, (prompts, responses) = tiny_llama(), samples
+    whole = response_logprobs(model, prompts, responses, padding_id=0)
+    budget = 40 * model.config.vocab_size
+    monkeypatch.setattr(logprobs, "_LOGIT_BUDGET", budget)
+    made: list[int] = []
+    hook = model.lm_head.register_forward_hook(lambda _, __, logits: made.append(logits.numel()))
+    parts = response_logprobs(model, prompts, responses, padding_id=0)
+    hook.remove()
+    assert len(made) >= 3
+    assert max(made) <= budget
+    torch.testing.assert_close(flat(parts), flat(whole), rtol=1e-5, atol=1e-6)
