@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 
 class StrictModel(BaseModel):
-    """A configuration mapping in which an unknown key is an error and nothing changes after validation."""
+    """A configuration mapping: an unknown key or an infinite number is an error, nothing changes afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 RowKind = Literal["dialogues", "preferences", "samples"]

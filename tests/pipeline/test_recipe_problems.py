@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def test_each_problem_names_key_and_remedy(problems: list[str], key: str, parts:
         ("seed", -1, ["seed: ", "greater than or equal to 0"]),
         ("seed", "x", ["seed: ", "integer"]),
         ("device", "gpu", ["device: "]),
+        ("stages.first.training", {"learning_rate": math.inf}, ["training.learning_rate: ", "finite number"]),
         ("stages.first", ["kind"], ["stages.first"]),
         ("stages.first.kind", ["fake_policy"], ["stages.first.kind"]),
         ("stages.first.model", 5, ["stages.first.model: ", "string"]),
