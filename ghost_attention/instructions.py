@@ -11,6 +11,7 @@ from typing import Any
 from llama2_chat.dialogue import Dialogue, refuse_chat_tags
 from llama2_chat.errors import did_you_mean
 from llama2_chat.fields import check_text, optional_text, required
+from llama2_chat.ghost_attention.checks import Check, optional_checks
 from llama2_chat.jsonl import read_as
 
 UNGROUPED = "ungrouped"
@@ -19,11 +20,15 @@ UNGROUPED = "ungrouped"
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One thing to keep, in words and, if there is one, in a short form; of one group only one is drawn."""
+    """One thing to keep, in words and, if there is one, in a short form; of one group only one is drawn.
+
+    `checks` are programs that all hold of an answer that keeps it.
+    """
 
     text: str
     short: str | None = None
     group: str = UNGROUPED
+    checks: tuple[Check, ...] = ()
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Instruction:
@@ -35,6 +40,7 @@ class Instruction:
             text,
             None if short is None else _filled(short, "short"),
             UNGROUPED if group is None else _filled(group, "group"),
+            optional_checks(row),
         )
 
 
