@@ -1,4 +1,4 @@
-"""`llama2-chat evaluate attention`: what policies do over the turns of a dialogue."""
+"""`llama2-chat evaluate attention | instructions`: what policies do over the turns of a dialogue."""
 
 from __future__ import annotations
 
@@ -71,6 +71,76 @@ def attention(
     write_json(output_dir / "evaluation.json", evaluation)
     write_text(output_dir / "evaluation.md", markdown)
     typer.echo(f"{output_dir / 'evaluation.md'}: table and figures; attention.jsonl: every number", err=True)
+
+
+def instructions(
+    model: _Policy,
+    dialogues: Annotated[
+        Path, typer.Argument(metavar="DIALOGUES.jsonl", help="Their user messages are put to the policy")
+    ],
+    instructions: Annotated[
+        Path,
+        typer.Argument(metavar="INSTRUCTIONS.jsonl", help="What is to be kept, each row with its `check`"),
+    ],
+    output_dir: Annotated[
+        Path, typer.Option(help="Gets evaluation.json, evaluation.md, conversations-N.jsonl and figures/")
+    ],
+    compare: _Compare = None,
+    checker: Annotated[
+        Literal["programs", "testbed"],
+        typer.Option(
+            help="Who says whether an answer keeps it: the instructions' checks, or the testbed's oracle"
+        ),
+    ] = "programs",
+    place: Annotated[
+        Literal["first_user", "system"], typer.Option(help="Where the instruction stands")
+    ] = "first_user",
+    turns: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Questions of each conversation, with those of the next dialogues if need be"
+        ),
+    ] = None,
+    per_dialogue: Annotated[int, typer.Option(min=1, help="Instructions tried with each dialogue")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    token_budget: Annotated[int, typer.Option(min=1, help="Most tokens held in one batch's cache")] = 65536,
+    device: _Device = "auto",
+) -> None:
+    """How long an instruction of the first turn is kept: every answer checked, policies side by side (Table 30)."""
+    folders = [model, *(compare or [])]
+    _check(folders, [dialogues, instructions], output_dir)
+    from llama2_chat.evaluation.instruction_report import compliance_figures, compliance_markdown
+    from llama2_chat.evaluation.instructions import obey, read_tasks
+    from llama2_chat.evaluation.reward_evaluation import model_names
+    from llama2_chat.files import write_json, write_text
+    from llama2_chat.generation.transformers_engine import load_engine
+    from llama2_chat.jsonl import write_rows
+    from llama2_chat.models import chat_format_of
+    from llama2_chat.report.instruction_figures import draw_compliance
+    from llama2_chat.settings import BaseModelSource, RunSettings, SamplingConfig
+
+    tasks = read_tasks(dialogues, instructions, checker=checker, per_dialogue=per_dialogue, turns=turns)
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens, token_budget=token_budget)
+    found = {}
+    for number, (name, folder) in enumerate(zip(model_names(folders), folders, strict=True), start=1):
+        settings = RunSettings(
+            base_model=BaseModelSource(path=str(folder)), chat_format=chat_format_of(folder), device=device
+        )
+        engine, chat_format = load_engine(str(folder), settings)
+        typer.echo(f"{name}: {len(tasks)} conversations", err=True)
+        found[name] = obey(engine, chat_format, tasks, checker=checker, place=place, sampling=sampling)
+        write_rows(output_dir / f"conversations-{number}.jsonl", (one.to_row() for one in found[name]))
+    figures = compliance_figures(found)
+    draw_compliance(figures, output_dir / "figures" / "compliance.png")
+    typer.echo(compliance_markdown(figures), nl=False)
+    write_json(
+        output_dir / "evaluation.json", {**figures, "checker": checker, "place": place, "turns": turns}
+    )
+    pictures = {"Instructions kept over the turns": "figures/compliance.png"}
+    write_text(output_dir / "evaluation.md", compliance_markdown(figures, pictures))
+    typer.echo(
+        f"{output_dir / 'evaluation.md'}: tables and a figure; evaluation.json: every number", err=True
+    )
 
 
 def _check(folders: Sequence[Path], files: Sequence[Path], output_dir: Path) -> None:
