@@ -10,7 +10,7 @@
 | `max_words:N` | has at most N words |
 | `max_sentences:N` | has at most N sentences |
 | `one_line` | has no line break between two words |
-| `language:CODE` | is in that language (en, de, fr, es, it), by its stop words |
+| `language:CODE` | is in that language (en, de, fr, es, it, or the English name), by its stop words |
 
 An answer without a letter or a digit keeps none of them. A word is a run of letters and digits, with apostrophes
 inside. Words are compared without regard to case and to the punctuation around them; a TEXT without a word ("?")
@@ -35,7 +35,8 @@ from llama2_chat.errors import did_you_mean
 from llama2_chat.fields import check_text, json_type
 
 SMALLEST_SHARE = 0.15
-"""Of running text about 0.4 are words of these lists, of another language's text below 0.1."""
+"""OpenAssistant's English answers of ten words or more (docs/data.md): the median share of English stop words is 0.39,
+that of the language that comes next 0.02; 647 of 657 count as English, none as another language."""
 
 _STOP_WORDS = {
     "en": """the of and to a in is it you that he was for on are with as i his they be at this have from or had by
@@ -51,6 +52,7 @@ _STOP_WORDS = {
 }
 """Frequent words that carry the grammar, not the topic."""
 LANGUAGES = tuple(_STOP_WORDS)
+_NAMES = {"english": "en", "german": "de", "french": "fr", "spanish": "es", "italian": "it"}
 _STOP_SETS = {language: frozenset(words.split()) for language, words in _STOP_WORDS.items()}
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -90,7 +92,7 @@ def parse_check(spec: str) -> Check:
     argument = unicodedata.normalize("NFC", argument).strip()
     if wanted == "N" and not (argument.isascii() and argument.isdigit() and int(argument) > 0):
         raise ValueError(f'check "{spec}": {name} takes a whole number from 1, as in {name}:10')
-    if wanted == "CODE" and argument not in LANGUAGES:
+    if wanted == "CODE" and (argument := _NAMES.get(argument.lower(), argument)) not in LANGUAGES:
         raise ValueError(
             f'check "{spec}": language "{argument}" unknown; one of {", ".join(LANGUAGES)}, as in language:fr'
         )

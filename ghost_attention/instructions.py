@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -46,11 +46,15 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class DrawnInstruction:
-    """What a dialogue is instructed to keep: one or more instructions, joined by a space."""
+    """What a dialogue is instructed to keep: one or more instructions, joined by a space.
+
+    `checks` holds the programs of each group whose instruction has any.
+    """
 
     text: str
     groups: tuple[str, ...]
     is_short: bool
+    checks: Mapping[str, tuple[Check, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,17 @@ class GroupedDialogue:
 
     dialogue: Dialogue
     group: str | None
+
+    @property
+    def turns(self) -> int:
+        """How often the user speaks."""
+        return sum(message.role == "user" for message in self.dialogue.messages)
+
+    def cut_after_each_question(self) -> list[Dialogue]:
+        """The dialogue up to its first question, up to its second, and so on."""
+        messages = self.dialogue.messages
+        ends = [place + 1 for place, message in enumerate(messages) if message.role == "user"]
+        return [replace(self.dialogue, messages=messages[:end]) for end in ends]
 
 
 def read_instructions(files: Sequence[str]) -> dict[str, list[Instruction]]:
@@ -109,7 +124,8 @@ def draw_instruction(
     short = rng.random() < short_fraction
     texts = [instruction.short if short and instruction.short else instruction.text for instruction in drawn]
     is_short = short and any(instruction.short for instruction in drawn)
-    return DrawnInstruction(" ".join(texts), tuple(groups), is_short)
+    checks = {group: one.checks for group, one in zip(groups, drawn, strict=True) if one.checks}
+    return DrawnInstruction(" ".join(texts), tuple(groups), is_short, checks)
 
 
 def _filled(value: object, name: str) -> str:

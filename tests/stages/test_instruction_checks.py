@@ -56,6 +56,8 @@ def test_a_text_is_of_one_language(language: str) -> None:
         other == language for other in LANGUAGES
     ]
     assert parse_check(f"language:{language}").kept(text.upper())
+    names = {"en": "English", "de": "german", "fr": "French", "es": "SPANISH", "it": "Italian"}
+    assert parse_check(f"language:{names[language]}") == parse_check(f"language:{language}")
 
 
 def test_language_shares_are_counted() -> None:
