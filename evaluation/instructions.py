@@ -196,10 +196,10 @@ def _checked(
         else:
             asked = [*messages, Message("user", head + question)]
             kept[number + 1] = _verdict(task.instruction, asked, answer.text, checker)
-        if number < len(task.questions):
-            messages.append(Message("user", head + task.questions[number]))
-            messages.append(Message("assistant", sampled.answers[number].text))
-            head = ""
+        if number < len(task.questions):  # else what is asked for ends the conversation
+            question, answer = task.questions[number], sampled.answers[number]
+        messages += [Message("user", head + question), Message("assistant", answer.text)]
+        head = ""
     replies = [*sampled.answers, *sampled.asides.values()]
     incomplete = sum(reply.status != "complete" for reply in replies)
     return Obeyed(task, tuple(messages), kept, incomplete, sampled.shortened_at, tuple(too_long))

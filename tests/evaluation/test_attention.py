@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from llama2_chat.chat_format import build_chat_format
 from llama2_chat.cli.main import app
 from llama2_chat.dialogue import Message
 from llama2_chat.errors import UserInputError
+from llama2_chat.evaluation import attention
 from llama2_chat.evaluation.attention import (
     Part,
     TokenizedParts,
@@ -130,6 +132,12 @@ def test_parts_are_the_instruction_the_questions_and_the_answers(tokenizer) -> N
         n for n, token in enumerate(dialogue.input_ids) if token in (tokenizer.bos_id, tokenizer.eos_id)
     ]
     assert [n for n, is_control in enumerate(dialogue.control_mask) if is_control] == control
+
+
+def test_no_neighbour_of_the_instruction_is_counted_to_it() -> None:
+    """With a token for each letter: "cd" is the letters 3 and 4 of "ab cde"."""
+    letters = SimpleNamespace(decode=lambda ids, **_: "".join(chr(number) for number in ids))
+    assert attention._span_of("cd", [ord(letter) for letter in "ab cde"], letters) == (3, 5)  # type: ignore[arg-type]
 
 
 def test_a_system_message_is_the_instruction(tokenizer) -> None:

@@ -161,7 +161,9 @@ def test_the_oracle_says_at_which_turn_an_attribute_is_lost(span, tmp_path, monk
         assert one.kept == {turn: {one.task.instruction.group: turn <= span} for turn in range(1, 6)}
         asks = one.task.instruction.group != "language"
         assert len(one.task.questions) == 5 - asks
-        assert sum(message.role == "user" for message in one.messages) == 5 - asks
+        said = [message.content for message in one.messages if message.role == "user"]
+        assert said[1:] == [*one.task.questions[1:], *([one.task.asked] if asks else [])]
+        assert said[0] == f"{one.task.instruction.text} {one.task.questions[0]}"
 
 
 def known(*kept: dict[int, dict[str, bool]]) -> list[Obeyed]:
