@@ -23,7 +23,7 @@ from llama2_chat.jsonl import read_rows
 from llama2_chat.recipes.tiny.reward_tables import runs_of, table
 from llama2_chat.reward.metrics import paired_difference
 
-BASELINE, GATT, UNSEEN = "sft", "ghost_attention", "unseen"
+BASELINE, GATT = "sft", "ghost_attention"
 POLICIES = {
     BASELINE: "baseline (SFT)",
     GATT: "+ GAtt",
@@ -32,8 +32,8 @@ POLICIES = {
     "original_history": "original history",
 }
 """Columns of Table 30's layout by stage."""
-NEVER_TRAINED = ("hobby", "language")
-"""Attributes that the stage `unseen` is not instructed with."""
+WITHOUT = {"without_hobby": "+ GAtt without hobbies", "unseen": "+ GAtt without hobbies and languages"}
+"""Stages that are not instructed with all attributes."""
 LAST = 20
 SHOWN_TURNS = ("1", "2", "3", "4", "6", "10", "15", "19")
 
@@ -114,11 +114,10 @@ def shown_table(runs: Sequence[Path]) -> str:
 
 
 def unseen_table(runs: Sequence[Path]) -> str:
-    """Attributes that `unseen` never trained, and those that it did, at each turn: all seeds together."""
-    policies = {BASELINE: POLICIES[BASELINE], UNSEEN: "+ GAtt without them", GATT: POLICIES[GATT]}
-    groups = [*((name,) for name in NEVER_TRAINED), ("name", "persona")]
+    """Each attribute at each turn, where it was trained and where not: all seeds together."""
+    policies = {BASELINE: POLICIES[BASELINE], **WITHOUT, GATT: POLICIES[GATT]}
     rows = {}
-    for group in groups:
+    for group in (("hobby",), ("language",), ("name", "persona")):
         for turn in turns_of(runs):
             cells = [_cell(share_interval(flags_at(runs, policy, turn, group))) for policy in policies]
             rows[f"{' and '.join(group)}, turn {turn}"] = cells
@@ -128,7 +127,7 @@ def unseen_table(runs: Sequence[Path]) -> str:
 def skill_table(runs: Sequence[Path]) -> str:
     """What ordinary skill is left, and what the data maker kept."""
     rows = {}
-    for policy, name in {**POLICIES, UNSEEN: "+ GAtt, two attributes never trained"}.items():
+    for policy, name in {**POLICIES, **WITHOUT}.items():
         found = [summary(run)["evaluation"][policy] for run in runs]
         stages = [summary(run)["stages"][policy] for run in runs]
         selections = [stage["selection"] for stage in stages if "selection" in stage]

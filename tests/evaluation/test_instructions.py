@@ -166,6 +166,16 @@ def test_the_oracle_says_at_which_turn_an_attribute_is_lost(span, tmp_path, monk
         assert said[0] == f"{one.task.instruction.text} {one.task.questions[0]}"
 
 
+def test_what_the_instruction_does_not_ask_for_is_not_due(tmp_path, monkeypatch) -> None:
+    """The dialogue's own words ask for French; the instruction, for a figure that nobody asks for."""
+    rules = [{"instruction": "Act as Captain Rex.", "group": "persona"}]
+    dialogues = [row("Speak in French. What is 3 plus 4?", "What is 5 plus 6?")]
+    (one,) = obeyed(
+        Obedient(9), tasks_of(tmp_path, dialogues, rules, checker="testbed"), monkeypatch, checker="testbed"
+    )
+    assert one.kept == {1: {}, 2: {}}
+
+
 def known(*kept: dict[int, dict[str, bool]]) -> list[Obeyed]:
     task = Task(Instruction("Be short."), ("a", "b"), None)
     return [Obeyed(task, (Message("user", "a"),), one, 0, (), ()) for one in kept]
