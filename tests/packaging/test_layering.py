@@ -44,6 +44,10 @@ BETWEEN_STAGES = {
         "scoring metrics calibration data held_out",
         "policies are judged by the reward models, and these on held-out pairs",
     ),
+    ("evaluation", "ghost_attention"): (
+        "instructions",
+        "policies are measured by whether they keep the instructions that it trains",
+    ),
     ("evaluation", "testbed"): ("oracle", "the testbed knows how good an answer truly is"),
     ("pretrain", "sft"): ("trainer", "one training loop for every next-token loss"),
 }
