@@ -104,6 +104,9 @@ def instructions(
     per_dialogue: Annotated[int, typer.Option(min=1, help="Instructions tried with each dialogue")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     token_budget: Annotated[int, typer.Option(min=1, help="Most tokens held in one batch's cache")] = 65536,
+    gguf_file: Annotated[
+        str | None, typer.Option(help="Name of a GGUF file in MODEL, which then speaks its own chat template")
+    ] = None,
     device: _Device = "auto",
 ) -> None:
     """How long an instruction of the first turn is kept: every answer checked, policies side by side (Table 30)."""
@@ -123,8 +126,11 @@ def instructions(
     sampling = SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens, token_budget=token_budget)
     found = {}
     for number, (name, folder) in enumerate(zip(model_names(folders), folders, strict=True), start=1):
+        packed = gguf_file if folder is model else None
         settings = RunSettings(
-            base_model=BaseModelSource(path=str(folder)), chat_format=chat_format_of(folder), device=device
+            base_model=BaseModelSource(path=str(folder), gguf_file=packed),
+            chat_format=chat_format_of(folder) if packed is None else "tokenizer",
+            device=device,
         )
         engine, chat_format = load_engine(str(folder), settings)
         typer.echo(f"{name}: {len(tasks)} conversations", err=True)
