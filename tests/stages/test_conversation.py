@@ -175,7 +175,8 @@ def test_an_instruction_stands_before_the_first_question_that_is_left(engine_and
     sampling = SamplingConfig(temperature=1.0, max_new_tokens=24)
     system = (Message("system", "Be kind."),)
     questions = tuple(f"What is {number} plus {number}, and what else?" for number in range(9))
-    talk = Conversation(questions, system, {2: "Who are you?"}, instruction="Act as Captain Rex.")
+    instruction = "Act as Captain Rex. " * 4 + "Be brief."  # as long as a turn: room must be left for it
+    talk = Conversation(questions, system, {2: "Who are you?"}, instruction=instruction)
     (row,) = sample_conversations(engine, chat_format, [talk], sampling=sampling, seed=5)
     turns: list[Message] = []
     shortened = []
@@ -183,7 +184,7 @@ def test_an_instruction_stands_before_the_first_question_that_is_left(engine_and
     def answered(question: str) -> tuple[list[int], bool]:
         for start in range(0, len(turns) + 1, 2):
             left = [*turns[start:], Message("user", question)]
-            left[0] = Message("user", f"Act as Captain Rex. {left[0].content}")
+            left[0] = Message("user", f"{instruction} {left[0].content}")
             if len(chat_format.prompt_ids([*system, *left])) <= CONTEXT - 24:
                 break
         options = {"samples_per_prompt": 1, "sampling": sampling, "seed": 5}

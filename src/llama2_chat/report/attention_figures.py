@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 
 from llama2_chat.report.drawing import COLOURS, INK, panels
 
 _WIDTH = 9.0
 _ROW_HEIGHT = 0.14
 _MARK = COLOURS[1]
+_SHADES = PowerNorm(0.5, vmin=0.0, vmax=1.0)
+"""The square root: what lies turns back is weak beside an answer's own turn, and would be white."""
 
 
 def draw_attention(row: Mapping[str, Any], titles: Mapping[str, str], file: Path) -> None:
@@ -29,9 +32,7 @@ def draw_attention(row: Mapping[str, Any], titles: Mapping[str, str], file: Path
         image: Any = None
         for (axes,), (name, title) in zip(grid, titles.items(), strict=True):
             values = np.array(row["binned"][name], dtype=float)  # None becomes NaN, which stays white
-            image = axes.imshow(
-                values, aspect="auto", cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest"
-            )
+            image = axes.imshow(values, aspect="auto", cmap="Blues", norm=_SHADES, interpolation="nearest")
             axes.set_title(title)
             axes.set_ylabel("turn of the answer")
             _mark(axes, row["bins"], answers)
