@@ -22,9 +22,9 @@ from llama2_chat.evaluation.attention import (
 from llama2_chat.evaluation.statistics import Interval, mean_interval
 from llama2_chat.fields import optional_text
 from llama2_chat.jsonl import read_rows
-from llama2_chat.models import chat_format_of, load_policy
+from llama2_chat.models import load_policy
 from llama2_chat.progress import track
-from llama2_chat.settings import BaseModelSource, RunSettings
+from llama2_chat.settings import RunSettings
 from llama2_chat.tokenizers import ChatTokenizer, load_tokenizer, same_tokens
 
 _DIGITS = 6
@@ -39,17 +39,17 @@ class BinSettings:
 
 
 def evaluate_attention(
-    policies: Mapping[str, Path],
+    policies: Mapping[str, RunSettings],
     file: Path,
     *,
     bins: BinSettings,
     most: int | None = None,
-    device: str = "auto",
 ) -> tuple[dict[str, Any], list[Row]]:
     """Every policy's attention in the dialogues of `file`, whose answers are taken as they stand.
 
     Args:
-        policies: Folders by the name that tables show; all must have the same tokens and chat format.
+        policies: By the name that tables show, settings whose base model is the policy; all must have the same tokens
+            and chat format.
         most: Only the first so many dialogues.
 
     Returns:
@@ -63,8 +63,9 @@ def evaluate_attention(
     dialogues = _read(file, chat_format, tokenizer, most)
     fitting = dialogues
     found: dict[str, list[Any]] = {}
-    for name, folder in policies.items():
-        model = load_policy(folder, _settings(folder, device))
+    for name, settings in policies.items():
+        source = settings.base_model
+        model = load_policy(source.path, settings, gguf_file=source.gguf_file)
         context = int(getattr(model.config, "max_position_embeddings", 4096))
         fitting = {number: one for number, one in fitting.items() if _length(one) <= context}
         with track(f"{name}: attention", total=len(fitting), unit="dialogues") as progress:
@@ -99,27 +100,25 @@ def evaluate_attention(
     return evaluation, rows
 
 
-def _settings(folder: Path, device: str) -> RunSettings:
-    return RunSettings(
-        base_model=BaseModelSource(path=str(folder)), chat_format=chat_format_of(folder), device=device
-    )
-
-
 def _length(dialogue: TokenizedParts) -> int:
     return len(dialogue.input_ids)
 
 
-def _common_tokens(policies: Mapping[str, Path]) -> tuple[ChatTokenizer, ChatFormat]:
+def _common_tokens(policies: Mapping[str, RunSettings]) -> tuple[ChatTokenizer, ChatFormat]:
     """The tokenizer and chat format that all policies share."""
-    first, *others = policies.items()
-    tokenizer, name = load_tokenizer(first[1]), chat_format_of(first[1])
-    for other, folder in others:
-        if chat_format_of(folder) != name or not same_tokens(tokenizer, load_tokenizer(folder)):
+    loaded = {
+        name: load_tokenizer(settings.base_model.path, settings.base_model.gguf_file)
+        for name, settings in policies.items()
+    }
+    first = next(iter(policies))
+    tokenizer, chat_format = loaded[first], policies[first].chat_format
+    for name, other in loaded.items():
+        if policies[name].chat_format != chat_format or (name != first and not same_tokens(tokenizer, other)):
             raise UserInputError(
-                f"{other}: other tokens or another chat format than {first[0]}, so a token of one is none of the "
+                f"{name}: other tokens or another chat format than {first}, so a token of one is none of the "
                 "other's; compare policies of one family"
             )
-    return tokenizer, build_chat_format(name, tokenizer)
+    return tokenizer, build_chat_format(chat_format, tokenizer)
 
 
 def _read(

@@ -170,7 +170,11 @@ def two_policies(model, tokenizer, tmp_path):
     with torch.no_grad():
         turned.model.layers[0].self_attn.q_proj.weight.neg_()
     save_model(turned, tokenizer, tmp_path / "turned" / "model", settings=SETTINGS, card="")
-    return {"base": BASE, "turned": tmp_path / "turned" / "model"}
+    return {"base": SETTINGS, "turned": settings_of(tmp_path / "turned" / "model")}
+
+
+def settings_of(folder: Path, **changes) -> RunSettings:
+    return SETTINGS.model_copy(update={"base_model": BaseModelSource(path=str(folder)), **changes})
 
 
 def dialogue_file(folder: Path, **changes) -> Path:
@@ -215,7 +219,13 @@ def test_policies_are_measured_on_the_same_dialogues(two_policies, model, tokeni
 )
 def test_a_dialogue_that_cannot_be_measured_is_told(changes, message, tmp_path) -> None:
     with pytest.raises(UserInputError, match=message):
-        evaluate_attention({"base": BASE}, dialogue_file(tmp_path, **changes), bins=BinSettings())
+        evaluate_attention({"base": SETTINGS}, dialogue_file(tmp_path, **changes), bins=BinSettings())
+
+
+def test_policies_with_another_chat_format_are_refused(two_policies, tmp_path) -> None:
+    other = settings_of(BASE, chat_format="tokenizer")
+    with pytest.raises(UserInputError, match="other: other tokens or another chat format than base"):
+        evaluate_attention({"base": SETTINGS, "other": other}, dialogue_file(tmp_path), bins=BinSettings())
 
 
 def test_the_command_writes_table_data_and_figures(two_policies, tmp_path) -> None:
@@ -228,7 +238,7 @@ def test_the_command_writes_table_data_and_figures(two_policies, tmp_path) -> No
         "--output-dir",
         str(output),
     ]
-    compare = ["--compare", str(two_policies["turned"]), "--pictures", "1", "--device", "cpu"]
+    compare = ["--compare", two_policies["turned"].base_model.path, "--pictures", "1", "--device", "cpu"]
     result = CliRunner().invoke(app, [*arguments, *compare])
     assert result.exit_code == 0, result.output
     written = sorted(str(file.relative_to(output)) for file in output.rglob("*") if file.is_file())

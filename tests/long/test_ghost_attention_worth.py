@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llama2_chat.evaluation.statistics import mean
+from llama2_chat.recipes.tiny.ghost_attention_figures import measure
 from llama2_chat.recipes.tiny.ghost_attention_tables import (
     BASELINE,
     GATT,
@@ -73,6 +75,22 @@ def test_without_the_zero_loss_less_is_kept_and_without_the_drop_nothing(run: Pa
 def test_ordinary_skill_stays(run: Path) -> None:
     before, after = (summary(run)["evaluation"][policy]["correctness_greedy"] for policy in (BASELINE, GATT))
     assert after > before - 0.05
+
+
+def test_what_is_asked_for_at_the_last_turn_is_looked_up_in_the_first(run: Path, tmp_path: Path) -> None:
+    """Every turn is kept, and attention to the instruction rises most where the last question asks for it."""
+    assert measure(run, tmp_path) == 0
+    kept = json.loads((tmp_path / "instructions" / "evaluation.json").read_text())
+    before, after = (kept["all_turns"][name] for name in kept["models"])
+    assert before["high"] < 0.5 < 0.95 < after["low"]
+    asked = json.loads((tmp_path / "attention_asked" / "evaluation.json").read_text())
+    (difference,) = asked["difference"].values()
+    assert difference[str(LAST)]["low"] > 0.1
+    assert all(found["low"] > 0 for turn, found in difference.items() if int(turn) > 4)
+    assert all(
+        (tmp_path / name / "figures" / "attention_1.png").exists()
+        for name in ("attention_asked", "attention_language")
+    )
 
 
 def test_the_tables_are_printed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from llama2_chat.errors import MissingFileError, UserInputError
 
+if TYPE_CHECKING:
+    from llama2_chat.settings import RunSettings
+
 _Policy = Annotated[Path, typer.Argument(help="Policy folder")]
 _Compare = Annotated[
     list[Path] | None,
     typer.Option(help="Another policy, on the same dialogues and side by side; may be repeated"),
+]
+_GgufFile = Annotated[
+    str | None, typer.Option(help="Name of a GGUF file in MODEL, which then speaks its own chat template")
 ]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
@@ -37,6 +43,7 @@ def attention(
     ] = "mean",
     most: Annotated[int | None, typer.Option(min=1, help="Only the first so many dialogues")] = None,
     pictures: Annotated[int, typer.Option(min=0, help="Dialogues that are drawn")] = 3,
+    gguf_file: _GgufFile = None,
     device: _Device = "auto",
 ) -> None:
     """The maximum attention of each answer to every earlier token, tokens binned, as figures and as data (Fig. 10)."""
@@ -52,9 +59,9 @@ def attention(
     from llama2_chat.jsonl import write_rows
     from llama2_chat.report.attention_figures import draw_attention, draw_attention_to_instruction
 
-    policies = dict(zip(model_names(folders), folders, strict=True))
+    policies = dict(zip(model_names(folders), _settings(folders, gguf_file, device), strict=True))
     bins = BinSettings(bin_size, bin_rule)
-    evaluation, rows = evaluate_attention(policies, dialogues, bins=bins, most=most, device=device)
+    evaluation, rows = evaluate_attention(policies, dialogues, bins=bins, most=most)
     titles = {name: name for name in policies}
     drawn = {}
     if "attention_to_instruction" in evaluation:
@@ -104,9 +111,7 @@ def instructions(
     per_dialogue: Annotated[int, typer.Option(min=1, help="Instructions tried with each dialogue")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     token_budget: Annotated[int, typer.Option(min=1, help="Most tokens held in one batch's cache")] = 65536,
-    gguf_file: Annotated[
-        str | None, typer.Option(help="Name of a GGUF file in MODEL, which then speaks its own chat template")
-    ] = None,
+    gguf_file: _GgufFile = None,
     device: _Device = "auto",
 ) -> None:
     """How long an instruction of the first turn is kept: every answer checked, policies side by side (Table 30)."""
@@ -118,21 +123,15 @@ def instructions(
     from llama2_chat.files import write_json, write_text
     from llama2_chat.generation.transformers_engine import load_engine
     from llama2_chat.jsonl import write_rows
-    from llama2_chat.models import chat_format_of
     from llama2_chat.report.instruction_figures import draw_compliance
-    from llama2_chat.settings import BaseModelSource, RunSettings, SamplingConfig
+    from llama2_chat.settings import SamplingConfig
 
     tasks = read_tasks(dialogues, instructions, checker=checker, per_dialogue=per_dialogue, turns=turns)
     sampling = SamplingConfig(temperature=0.0, max_new_tokens=max_new_tokens, token_budget=token_budget)
     found = {}
-    for number, (name, folder) in enumerate(zip(model_names(folders), folders, strict=True), start=1):
-        packed = gguf_file if folder is model else None
-        settings = RunSettings(
-            base_model=BaseModelSource(path=str(folder), gguf_file=packed),
-            chat_format=chat_format_of(folder) if packed is None else "tokenizer",
-            device=device,
-        )
-        engine, chat_format = load_engine(str(folder), settings)
+    policies = zip(model_names(folders), _settings(folders, gguf_file, device), strict=True)
+    for number, (name, settings) in enumerate(policies, start=1):
+        engine, chat_format = load_engine(settings.base_model.path, settings)
         typer.echo(f"{name}: {len(tasks)} conversations", err=True)
         found[name] = obey(engine, chat_format, tasks, checker=checker, place=place, sampling=sampling)
         write_rows(output_dir / f"conversations-{number}.jsonl", (one.to_row() for one in found[name]))
@@ -147,6 +146,24 @@ def instructions(
     typer.echo(
         f"{output_dir / 'evaluation.md'}: tables and a figure; evaluation.json: every number", err=True
     )
+
+
+def _settings(folders: Sequence[Path], gguf_file: str | None, device: str) -> list[RunSettings]:
+    """For each policy settings whose base model it is; the GGUF file is the first one's."""
+    from llama2_chat.models import chat_format_of
+    from llama2_chat.settings import BaseModelSource, RunSettings
+
+    found = []
+    for number, folder in enumerate(folders):
+        packed = gguf_file if number == 0 else None
+        found.append(
+            RunSettings(
+                base_model=BaseModelSource(path=str(folder), gguf_file=packed),
+                chat_format=chat_format_of(folder) if packed is None else "tokenizer",
+                device=device,
+            )
+        )
+    return found
 
 
 def _check(folders: Sequence[Path], files: Sequence[Path], output_dir: Path) -> None:
