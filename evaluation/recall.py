@@ -4,6 +4,8 @@ Each dialogue states attributes in its first message and asks for one of them in
 the questions before; at each turn that is measured, the last question is asked in place of that turn's and
 the conversation goes on as if it had not been. So every turn is measured in the same conversations, and no
 recall helps a later one. All answers are greedy: what counts is what the policy remembers, not a draw.
+
+One attribute shows without being asked for, the language of the answers: it is graded in every answer on the way.
 """
 
 from __future__ import annotations
@@ -44,6 +46,14 @@ class Recall:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Recalls:
+    """What was asked for, and by turn whether the answers on the way showed what shows unasked."""
+
+    asked: list[Recall]
+    shown: dict[int, list[bool]]
+
+
 def measure_recall(
     engine: TransformersEngine,
     chat_format: ChatFormat,
@@ -52,8 +62,8 @@ def measure_recall(
     turns: Sequence[int],
     sampling: SamplingConfig,
     seed: int,
-) -> list[Recall]:
-    """Every dialogue's attribute, asked for at each of `turns` (from 2 on).
+) -> Recalls:
+    """Every dialogue's attribute, asked for at each of `turns` (from 2 on), and shown at every turn before the last.
 
     Raises:
         UserInputError: a dialogue has fewer turns than are measured.
@@ -72,17 +82,34 @@ def measure_recall(
         for asked, system in zip(questions, systems, strict=True)
     ]
     sampled = sample_conversations(engine, chat_format, talks, sampling=sampling, seed=seed)
-    return [
-        _recall(turn, talk, conversation)
-        for turn in turns
-        for talk, conversation in zip(talks, sampled, strict=True)
-    ]
+    pairs = list(zip(talks, sampled, strict=True))
+    asked_for = [_recall(turn, talk, conversation) for turn in turns for talk, conversation in pairs]
+    return Recalls(asked_for, _shown(pairs))
 
 
-def _recall(turn: int, talk: Conversation, sampled: SampledConversation) -> Recall:
+def _shown(pairs: Sequence[tuple[Conversation, SampledConversation]]) -> dict[int, list[bool]]:
+    """By turn, for each conversation whose answer there has to show an attribute, whether it does."""
+    shown: dict[int, list[bool]] = {}
+    for talk, sampled in pairs:
+        for turn, answer in enumerate(sampled.answers, start=1):
+            graded = grade(
+                [*_history(talk, sampled, turn), Message("user", talk.questions[turn - 1])], answer.text
+            )
+            if graded.attribute_kept is not None:
+                shown.setdefault(turn, []).append(graded.attribute_kept)
+    return dict(sorted(shown.items()))
+
+
+def _history(talk: Conversation, sampled: SampledConversation, turn: int) -> list[Message]:
+    """What has been said before turn `turn`."""
     messages = list(talk.history)
     for question, answer in zip(talk.questions[: turn - 1], sampled.answers, strict=False):
         messages += [Message("user", question), Message("assistant", answer.text)]
+    return messages
+
+
+def _recall(turn: int, talk: Conversation, sampled: SampledConversation) -> Recall:
+    messages = _history(talk, sampled, turn)
     question, text = talk.asides[turn - 1], sampled.asides[turn - 1].text
     messages.append(Message("user", question))
     graded = grade(messages, text)
@@ -94,20 +121,24 @@ def _recall(turn: int, talk: Conversation, sampled: SampledConversation) -> Reca
     return Recall(turn, graded.attribute, tuple(messages), text, bool(graded.attribute_kept))
 
 
-def recall_metrics(recalls: Sequence[Recall]) -> tuple[dict[str, Any], dict[str, Interval]]:
-    """`attribute_recall` by turn, the same for each attribute, and the intervals by turn."""
-    turns = sorted({recall.turn for recall in recalls})
-    attributes = sorted({recall.attribute for recall in recalls})
-    intervals = {
-        f"attribute_recall.{turn}": share_interval([r.kept for r in recalls if r.turn == turn])
-        for turn in turns
-    }
+def recall_metrics(recalls: Recalls) -> tuple[dict[str, Any], dict[str, Interval]]:
+    """`attribute_recall` by turn, the same for each attribute, `attribute_shown` by turn, and intervals by turn."""
+    asked = recalls.asked
+    turns = sorted({recall.turn for recall in asked})
+    attributes = sorted({recall.attribute for recall in asked})
+    recalled = {str(turn): share_interval([r.kept for r in asked if r.turn == turn]) for turn in turns}
+    shown = {str(turn): share_interval(flags) for turn, flags in recalls.shown.items()}
     by_attribute = {
         attribute: {
-            str(turn): mean([float(r.kept) for r in recalls if (r.turn, r.attribute) == (turn, attribute)])
+            str(turn): mean([float(r.kept) for r in asked if (r.turn, r.attribute) == (turn, attribute)])
             for turn in turns
         }
         for attribute in attributes
     }
-    overall = {str(turn): intervals[f"attribute_recall.{turn}"]["mean"] for turn in turns}
-    return {"attribute_recall": overall, "attribute_recall_by_attribute": by_attribute}, intervals
+    metrics = {
+        "attribute_recall": {turn: interval["mean"] for turn, interval in recalled.items()},
+        "attribute_recall_by_attribute": by_attribute,
+        "attribute_shown": {turn: interval["mean"] for turn, interval in shown.items()},
+    }
+    intervals = {f"attribute_recall.{turn}": interval for turn, interval in recalled.items()}
+    return metrics, intervals | {f"attribute_shown.{turn}": interval for turn, interval in shown.items()}

@@ -19,7 +19,7 @@ from llama2_chat.evaluation.policy import (
     policy_metrics,
     win_rate,
 )
-from llama2_chat.evaluation.recall import Recall, measure_recall, recall_metrics
+from llama2_chat.evaluation.recall import Recalls, measure_recall, recall_metrics
 from llama2_chat.evaluation.statistics import mean_interval
 from llama2_chat.files import read_json, write_json
 from llama2_chat.generation.transformers_engine import TransformersEngine
@@ -128,7 +128,7 @@ class PolicyEvaluator:
         answers = self._answers(judge)
         metrics = policy_metrics(answers)
         recalls = self._recalls(judge)
-        if recalls:
+        if recalls is not None:
             recalled, intervals = recall_metrics(recalls)
             metrics |= recalled
             metrics["intervals"] |= intervals
@@ -146,7 +146,10 @@ class PolicyEvaluator:
                 compared["kl_to_sft_nats"] = mean_interval(ratios)
             metrics |= {name: interval["mean"] for name, interval in compared.items()}
             metrics["intervals"] |= compared
-        return metrics, [*_rows(answers), *(recall.to_row() for recall in recalls)]
+        return metrics, [
+            *_rows(answers),
+            *(recall.to_row() for recall in (recalls.asked if recalls is not None else ())),
+        ]
 
     def _judge(self, policy: Path | str) -> Judge:
         gguf_file = self.settings.gguf_file_of(str(policy))
@@ -170,9 +173,9 @@ class PolicyEvaluator:
             borderline=judge.answers(self.borderline_prompts, 1),
         )
 
-    def _recalls(self, judge: Judge) -> list[Recall]:
+    def _recalls(self, judge: Judge) -> Recalls | None:
         if not self.attribute_dialogues:
-            return []
+            return None
         return measure_recall(
             judge.engine,
             judge.chat_format,

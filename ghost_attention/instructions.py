@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from llama2_chat.dialogue import Dialogue, refuse_chat_tags
 from llama2_chat.errors import did_you_mean
 from llama2_chat.fields import check_text, optional_text, required
+from llama2_chat.ghost_attention.checks import Check, optional_checks
 from llama2_chat.jsonl import read_as
 
 UNGROUPED = "ungrouped"
@@ -19,11 +20,15 @@ UNGROUPED = "ungrouped"
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One thing to keep, in words and, if there is one, in a short form; of one group only one is drawn."""
+    """One thing to keep, in words and, if there is one, in a short form; of one group only one is drawn.
+
+    `checks` are programs that all hold of an answer that keeps it.
+    """
 
     text: str
     short: str | None = None
     group: str = UNGROUPED
+    checks: tuple[Check, ...] = ()
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Instruction:
@@ -35,16 +40,21 @@ class Instruction:
             text,
             None if short is None else _filled(short, "short"),
             UNGROUPED if group is None else _filled(group, "group"),
+            optional_checks(row),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnInstruction:
-    """What a dialogue is instructed to keep: one or more instructions, joined by a space."""
+    """What a dialogue is instructed to keep: one or more instructions, joined by a space.
+
+    `checks` holds the programs of each group whose instruction has any.
+    """
 
     text: str
     groups: tuple[str, ...]
     is_short: bool
+    checks: Mapping[str, tuple[Check, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,17 @@ class GroupedDialogue:
 
     dialogue: Dialogue
     group: str | None
+
+    @property
+    def turns(self) -> int:
+        """How often the user speaks."""
+        return sum(message.role == "user" for message in self.dialogue.messages)
+
+    def cut_after_each_question(self) -> list[Dialogue]:
+        """The dialogue up to its first question, up to its second, and so on."""
+        messages = self.dialogue.messages
+        ends = [place + 1 for place, message in enumerate(messages) if message.role == "user"]
+        return [replace(self.dialogue, messages=messages[:end]) for end in ends]
 
 
 def read_instructions(files: Sequence[str]) -> dict[str, list[Instruction]]:
@@ -103,7 +124,8 @@ def draw_instruction(
     short = rng.random() < short_fraction
     texts = [instruction.short if short and instruction.short else instruction.text for instruction in drawn]
     is_short = short and any(instruction.short for instruction in drawn)
-    return DrawnInstruction(" ".join(texts), tuple(groups), is_short)
+    checks = {group: one.checks for group, one in zip(groups, drawn, strict=True) if one.checks}
+    return DrawnInstruction(" ".join(texts), tuple(groups), is_short, checks)
 
 
 def _filled(value: object, name: str) -> str:

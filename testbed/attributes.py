@@ -8,12 +8,13 @@ message. Later statements take the place of earlier ones.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 from typing import Literal
 
+from llama2_chat.errors import UserInputError
 from llama2_chat.testbed.family import Arguments, Family, Split, fill, pattern_of
 from llama2_chat.testbed.lexicon import (
     FIRST_NAMES,
@@ -188,3 +189,19 @@ ATTRIBUTES: dict[AttributeName, Attribute] = {
         recall=None,
     ),
 }
+
+
+def attributes_without(leave_out: Sequence[str]) -> list[Attribute]:
+    """All attributes but those that `leave_out` names.
+
+    Raises:
+        UserInputError: it names one that there is not, or all of them.
+    """
+    names = ", ".join(ATTRIBUTES)
+    unknown = [name for name in leave_out if name not in ATTRIBUTES]
+    if unknown:
+        raise UserInputError(f"leave_out: no attribute {', '.join(unknown)}; one of {names}")
+    attributes = [attribute for name, attribute in ATTRIBUTES.items() if name not in leave_out]
+    if not attributes:
+        raise UserInputError(f"leave_out: nothing is left of {names}; leave one in")
+    return attributes

@@ -7,7 +7,7 @@ in other wordings, than any training row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from llama2_chat.testbed.answers import (
     Mix,
     write_any,
 )
-from llama2_chat.testbed.attributes import ATTRIBUTES
+from llama2_chat.testbed.attributes import attributes_without
 from llama2_chat.testbed.corpus import document
 from llama2_chat.testbed.dialogues import (
     MessageRow,
@@ -167,11 +167,20 @@ def attribute_dialogues(
         yield {"messages": [*prompt_of(questions, rng), answer], "is_safety": False, "source": SOURCE}
 
 
-def instructions(rows: int, seed: int, split: Split = "train") -> Iterator[Row]:
-    """Things to be kept throughout a dialogue, as Ghost Attention takes them, each with its short form."""
+def instructions(
+    rows: int, seed: int, split: Split = "train", *, leave_out: Sequence[str] = ()
+) -> Iterator[Row]:
+    """Things to be kept throughout a dialogue, as Ghost Attention takes them, each with its short form.
+
+    None is of an attribute that `leave_out` names.
+
+    Raises:
+        UserInputError: `leave_out` names no attribute, or all of them.
+    """
+    attributes = attributes_without(leave_out)
     rng = _rng("instructions", seed, split)
     for _ in range(rows):
-        attribute = rng.choice(list(ATTRIBUTES.values()))
+        attribute = rng.choice(attributes)
         value = attribute.draw(rng, split)
         yield {
             "instruction": attribute.instruct(value, rng, split),
@@ -189,16 +198,21 @@ def instruction_dialogues(
     min_turns: int = 2,
     max_turns: int = 20,
     recalls: float = 0.75,
+    leave_out: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Dialogues that wait for an instruction: questions with answers, and a last question without.
 
-    A share of `recalls` ends with a question that only its `group` of instructions answers. The number of turns
-    is uniform.
+    A share of `recalls` ends with a question that only its `group` of instructions answers, none of them of an
+    attribute that `leave_out` names. The number of turns is uniform.
+
+    Raises:
+        UserInputError: `leave_out` names no attribute, or all of them.
     """
+    attributes = attributes_without(leave_out)
     rng = _rng("instruction_dialogues", seed, split)
     for _ in range(rows):
         turns = rng.randint(min_turns, max_turns)
-        attribute = rng.choice(list(ATTRIBUTES.values())) if rng.random() < recalls else None
+        attribute = rng.choice(attributes) if rng.random() < recalls else None
         questions = waiting_questions(rng, split, turns, attribute)
         row: Row = {"messages": prompt_of(questions, rng), "is_safety": False, "source": SOURCE}
         yield row if attribute is None else {**row, "group": attribute.name}

@@ -28,8 +28,10 @@ class Segment:
 class ChatFormat(Protocol):
     """Messages to token ids and back."""
 
-    stop_id: int
-    """The token that ends an answer."""
+    @property
+    def stop_id(self) -> int:
+        """The token that ends an answer."""
+        ...
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """A dialogue as alternating prompt and answer segments; it may end with either role."""
@@ -167,6 +169,39 @@ class TokenizerChatFormat:
             "chat_format: the tokenizer's template writes no control token after an answer, so no answer could "
             "ever end; mend the template or choose chat_format: llama2"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class InstructedChatFormat:
+    """A chat format that puts an instruction before the first question, whichever that is.
+
+    So where the oldest turns are left out, the instruction goes on to the first one that stays.
+    """
+
+    inner: ChatFormat
+    instruction: str
+
+    @property
+    def stop_id(self) -> int:
+        """See `ChatFormat.stop_id`."""
+        return self.inner.stop_id
+
+    def segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """See `ChatFormat.segments`."""
+        return self.inner.segments(self._instructed(messages))
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """See `ChatFormat.prompt_ids`."""
+        return self.inner.prompt_ids(self._instructed(messages))
+
+    def decode_response(self, ids: Sequence[int]) -> str:
+        """See `ChatFormat.decode_response`."""
+        return self.inner.decode_response(ids)
+
+    def _instructed(self, messages: Sequence[Message]) -> list[Message]:
+        place = next(place for place, message in enumerate(messages) if message.role == "user")
+        first = Message("user", f"{self.instruction} {messages[place].content}")
+        return [*messages[:place], first, *messages[place + 1 :]]
 
 
 def _folded(messages: Sequence[Message]) -> tuple[list[str], list[str]]:

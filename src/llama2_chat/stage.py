@@ -111,6 +111,16 @@ class StageDirectory:
         return self.path / "samples.jsonl"
 
     @property
+    def asked(self) -> Path:
+        """Lists of what to instruct, as a policy was asked for them, and what is left of its answers."""
+        return self.path / "asked.jsonl"
+
+    @property
+    def instructions(self) -> Path:
+        """The instructions put together from lists, as an instructions file."""
+        return self.path / "instructions.jsonl"
+
+    @property
     def temperature_samples(self) -> Path:
         """What a search for a sampling temperature sampled, with scores."""
         return self.path / "temperature_samples.jsonl"

@@ -54,7 +54,7 @@ class Forgetful:
             return "I do not know."
 
 
-def measured(memory: Forgetful, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[recall.Recall]:
+def measured(memory: Forgetful, monkeypatch: pytest.MonkeyPatch, **options: Any) -> recall.Recalls:
     monkeypatch.setattr(recall, "sample_conversations", memory)
     arguments = {"turns": TURNS, "sampling": SamplingConfig(), "seed": 0, **options}
     return recall.measure_recall(None, None, dialogues(), **arguments)  # type: ignore[arg-type]
@@ -63,18 +63,22 @@ def measured(memory: Forgetful, monkeypatch: pytest.MonkeyPatch, **options: Any)
 @pytest.mark.parametrize("span", [1, 4, 20])
 def test_recall_ends_where_memory_ends(span: int, monkeypatch: pytest.MonkeyPatch) -> None:
     recalls = measured(Forgetful(span), monkeypatch)
-    assert len(recalls) == 40 * len(TURNS)
+    assert len(recalls.asked) == 40 * len(TURNS)
     metrics, intervals = recall.recall_metrics(recalls)
     assert metrics["attribute_recall"] == {str(turn): float(turn <= span) for turn in TURNS}
     assert set(metrics["attribute_recall_by_attribute"]) == {"name", "persona", "hobby", "language"}
     assert intervals["attribute_recall.4"]["count"] == 40
+    languages = sum("language" in read_request(d.messages[:-1]).attributes for d in dialogues())
+    assert languages > 3
+    assert metrics["attribute_shown"] == {str(turn): float(turn <= span) for turn in range(1, 10)}
+    assert {intervals[f"attribute_shown.{turn}"]["count"] for turn in range(1, 10)} == {languages}
 
 
 def test_a_measured_turn_leaves_no_trace_in_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """At turn n the prompt is the dialogue's first n - 1 questions, answered, and its last one."""
     memory = Forgetful(20)
     recalls = measured(memory, monkeypatch)
-    by_turn = {turn: [r for r in recalls if r.turn == turn] for turn in TURNS}
+    by_turn = {turn: [r for r in recalls.asked if r.turn == turn] for turn in TURNS}
     for turn, found in by_turn.items():
         for dialogue, one in zip(dialogues(), found, strict=True):
             asked = [m.content for m in dialogue.messages if m.role == "user"]

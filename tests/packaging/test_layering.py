@@ -30,11 +30,23 @@ BETWEEN_STAGES = {
     ("rejection_sampling", "reward"): ("scoring", "samples are ranked by the reward models"),
     ("rejection_sampling", "sft"): ("config made_data", "the best samples are trained on as SFT trains"),
     ("ghost_attention", "sft"): ("config made_data", "made dialogues are trained on as SFT trains"),
+    ("ghost_attention", "reward"): (
+        "custom scoring",
+        "a reward may say whether an answer follows its instruction",
+    ),
+    ("ghost_attention", "testbed"): (
+        "oracle request",
+        "the testbed knows whether an answer keeps what was stated",
+    ),
     ("safety", "sft"): ("config made_data", "made dialogues are trained on as SFT trains"),
     ("safety", "reward"): ("custom scoring", "an answer is kept where the safety reward model prefers it"),
     ("evaluation", "reward"): (
         "scoring metrics calibration data held_out",
         "policies are judged by the reward models, and these on held-out pairs",
+    ),
+    ("evaluation", "ghost_attention"): (
+        "instructions",
+        "policies are measured by whether they keep the instructions that it trains",
     ),
     ("evaluation", "testbed"): ("oracle", "the testbed knows how good an answer truly is"),
     ("pretrain", "sft"): ("trainer", "one training loop for every next-token loss"),

@@ -157,7 +157,10 @@ def rejection(settings, stage_at, rejection_config) -> tuple[StageDirectory, dic
 
 @pytest.fixture(scope="session")
 def instructed_world(world: Path) -> Path:
-    """`instructions.jsonl` of two groups and without one, and `dialogues.jsonl`, some about a group."""
+    """`instructions.jsonl` of two groups and without one, and `dialogues.jsonl`, some about a group.
+
+    10 of the dialogues have one turn alone, the other 150 two or three.
+    """
     names = ("Captain Rex", "Doctor Fox", "Queen Ada")
     write_rows(
         world / "instructions.jsonl",
@@ -171,8 +174,9 @@ def instructed_world(world: Path) -> Path:
         ],
     )
     rows = []
-    for number in range(150):
-        questions = [f"What is {number % 7} plus {turn + 1}?" for turn in range(1 + number % 3)]
+    for number in range(160):
+        turns = 1 if number % 16 == 0 else 2 + (number % 3 == 1)
+        questions = [f"What is {number % 7} plus {turn + 1}?" for turn in range(turns)]
         messages = [{"role": "system", "content": "Be kind."}] if number % 5 == 0 else []
         for question in questions:
             messages.append({"role": "user", "content": question})

@@ -32,7 +32,9 @@ def users(messages: list[dict]) -> list[str]:
 
 def test_the_instruction_stands_in_every_prompt_and_once_in_the_data(ghost, instructed_world) -> None:
     directory, _ = ghost
-    originals = rows_of(instructed_world / "dialogues.jsonl")
+    originals = [
+        row for row in rows_of(instructed_world / "dialogues.jsonl") if len(users(row["messages"])) > 1
+    ]
     samples = rows_of(directory.samples)
     assert len(list(read_samples(directory.samples))) == len(samples) == len(originals) == 150
     for original, sample in zip(originals, samples, strict=True):
@@ -60,11 +62,11 @@ def test_the_instruction_stands_in_every_prompt_and_once_in_the_data(ghost, inst
         systems = [m for m in original["messages"] if m["role"] == "system"]
         assert [m for m in row["messages"] if m["role"] == "system"] == systems
         turns[len(questions)] += 1
-    assert min(turns[1], turns[2], turns[3]) > 0
+    assert sorted(turns) == [2, 3]
 
 
 def test_the_model_is_asked_with_the_instruction_on_every_turn(
-    ghost_config, settings, stage_at, sft, monkeypatch
+    ghost_config, instructed_world, settings, stage_at, sft, monkeypatch
 ) -> None:
     """Reads what is fed to the model itself."""
     tokenizer = load_tokenizer(str(sft[0].model))
@@ -79,7 +81,8 @@ def test_the_model_is_asked_with_the_instruction_on_every_turn(
     training = {"max_steps": 1, "batch_size": 8, "sequence_length": 128}
     config = ghost_config(max_instructions=1, short_fraction=0.0, training=training)
     build.run_stage(config, settings, stage_at("ghost-spied"))
-    assert len(texts) == 300  # 50 dialogues each of 1, 2 and 3 turns
+    originals = rows_of(instructed_world / "dialogues.jsonl")
+    assert len(texts) == sum(len(users(row["messages"])) for row in originals) - 10  # 10 of one turn
     wordings = ("Act as ", "You enjoy old maps.", "Be brief.")
     for text in texts:
         asked = text.count("[INST]")
@@ -137,14 +140,14 @@ def test_the_control_differs_in_the_mask_alone(trained_on, ghost) -> None:
     assert control_metrics["trained_tokens"] > metrics["trained_tokens"]
     assert sha256_of(control.model) != sha256_of(directory.model)
     more = [sum(a.loss_mask) > sum(b.loss_mask) for a, b in zip(every, last, strict=True)]
-    several = [len(d.messages) > 3 for d in read_dialogues(directory.dataset)]  # with a system message: 3
-    assert more == several
+    assert all(more)
 
 
 def test_metrics_count_what_the_files_hold(ghost) -> None:
     directory, metrics = ghost
     selection, samples, made = metrics["selection"], rows_of(directory.samples), rows_of(directory.dataset)
     assert selection["dialogues"] == sum(selection["status"].values()) == 150
+    assert (selection["one_turn"], selection["followed"]) == (10, {})
     assert selection["kept"] == selection["status"]["complete"] == len(made)
     turns = Counter(str(len(users(row["messages"]))) for row in made)
     assert selection["turns"] == dict(turns)
@@ -159,17 +162,23 @@ def test_metrics_count_what_the_files_hold(ghost) -> None:
     assert {row["source"] for row in made} == {"ghost_attention:handmade"}
 
 
-def test_a_dialogue_longer_than_a_sequence_is_left_out(
+def test_a_dialogue_longer_than_a_sequence_keeps_its_instruction(
     ghost, ghost_config, settings, stage_at, capfd
 ) -> None:
-    """Shortened, it would lose its first turn: the instruction. SFT dialogues are shortened, and that is said."""
+    """Its oldest turns go. SFT dialogues are shortened too, and that is said."""
     directory = stage_at("ghost-short-sequences")
     shutil.copy(ghost[0].samples, directory.samples)
     training = {"batch_size": 8, "epochs": 1, "sequence_length": 64, "max_steps": 1}
     metrics = build.run_stage(ghost_config(training=training), settings, directory)
-    longer = metrics["selection"]["status"]["over_sequence_length"]
-    assert longer > ghost[1]["selection"]["status"].get("over_sequence_length", 0)
-    assert metrics["lengths"] == {"kept": metrics["selection"]["kept"], "shortened": 0, "dropped": 0}
+    selection, before = metrics["selection"], ghost[1]["selection"]
+    assert selection["shortened_dialogues"] > before["shortened_dialogues"] == 0
+    assert selection["mean_turns"] < before["mean_turns"]
+    assert metrics["lengths"] == {"kept": selection["kept"], "shortened": 0, "dropped": 0}
+    instructions = {row["instruction"] for row in rows_of(directory.samples)}
+    for row in rows_of(directory.dataset):
+        first, *others = users(row["messages"])
+        assert any(first.startswith(f"{text} What is") for text in instructions)
+        assert all(text.startswith("What is") for text in others)
     (mixed_in,) = metrics["sft_mix"]
     lengths = mixed_in["lengths"]
     assert (mixed_in["file"], lengths) == ("demonstrations.jsonl", metrics["sft_lengths"])

@@ -48,8 +48,10 @@ def test_instructions_are_drawn_as_configured() -> None:
 
 def test_dialogues_are_instructed_about_their_group(ghost_config, instructed_world) -> None:
     config = ghost_config()
-    grouped = read_grouped_dialogues(config.dialogues, list(read_instructions(config.instructions)))
-    instructed = build.instruct(config, seed=1)
-    assert sum(one.group == "persona" for one in grouped) == 38
+    by_group = read_instructions(config.instructions)
+    grouped = read_grouped_dialogues(config.dialogues, list(by_group))
+    instructed = build.instruct(grouped, by_group, config, seed=1)
+    assert sum(one.group == "persona" for one in grouped) == 40
     assert all("persona" in i.instruction.groups for g, i in zip(grouped, instructed, strict=True) if g.group)
-    assert build.instruct(config, seed=1) == instructed != build.instruct(config, seed=2)
+    assert build.instruct(grouped, by_group, config, seed=1) == instructed
+    assert build.instruct(grouped, by_group, config, seed=2) != instructed

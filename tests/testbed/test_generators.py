@@ -197,6 +197,28 @@ def test_instruction_dialogues_wait_for_their_group() -> None:
     assert (min(turns), max(turns)) == (3, 12)
 
 
+def test_attributes_can_be_left_out_of_instructions_and_their_dialogues() -> None:
+    for name in ("instructions", "instruction_dialogues"):
+        all_but = list(GENERATORS[name](rows=200, seed=3, leave_out=["hobby", "language"]))
+        assert {row["group"] for row in all_but if "group" in row} == {"name", "persona"}
+        assert list(GENERATORS[name](rows=200, seed=3, leave_out=[])) == list(
+            GENERATORS[name](rows=200, seed=3)
+        )
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "message"),
+    [
+        (["hobbies"], "leave_out: no attribute hobbies; one of name, persona, hobby, language"),
+        (list(ATTRIBUTES), "leave_out: nothing is left of name, persona, hobby, language; leave one in"),
+    ],
+)
+def test_what_cannot_be_left_out_is_told(leave_out, message) -> None:
+    for name in ("instructions", "instruction_dialogues"):
+        with pytest.raises(UserInputError, match=re.escape(message)):
+            next(GENERATORS[name](rows=1, seed=0, leave_out=leave_out))
+
+
 def test_two_turn_recall_is_demonstrated() -> None:
     """Without it the recall of a model before Ghost Attention would be zero by construction."""
     recalled = 0

@@ -1,4 +1,4 @@
-"""`llama2-chat evaluate reward | policy`: a model's figures on held-out files."""
+"""`llama2-chat evaluate reward | policy | attention | instructions`: a model's figures on held-out files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llama2_chat.cli.evaluate_dialogues import attention, instructions
 from llama2_chat.errors import MissingFileError, UserInputError
 
 if TYPE_CHECKING:
     from llama2_chat.reward.scoring import RewardModel
 
 app = typer.Typer(help="Measure a reward model or a policy on held-out data.", no_args_is_help=True)
+app.command()(attention)
+app.command()(instructions)
 _OutputFolder = Annotated[Path | None, typer.Option(help="Gets evaluation.json and evaluation.md")]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import Cache
 
 from llama2_chat import interruption
-from llama2_chat.chat_format import ChatFormat
+from llama2_chat.chat_format import ChatFormat, InstructedChatFormat
 from llama2_chat.dialogue import Message, Prompt
 from llama2_chat.generation.answers import Answer, to_answer
 from llama2_chat.generation.decoding import CachedBatch, decode, feed
@@ -38,34 +38,41 @@ class Conversation:
 
     `questions` are answered one after the other. `history` stands before them as it is: a system message,
     whole turns whose answers are given, both or nothing. `asides[n]` is asked after n of the questions, and the
-    conversation goes on as if it had not been.
+    conversation goes on as if it had not been. `instruction` stands, with a space, before the first user message of
+    every prompt, also where the oldest turns are left out.
     """
 
     questions: tuple[str, ...]
     history: tuple[Message, ...] = ()
     asides: Mapping[int, str] = field(default_factory=dict)
+    instruction: str | None = None
 
     def __post_init__(self) -> None:
         if not self.questions:
             raise ValueError("a conversation needs at least one question")
         if not all(0 <= place <= len(self.questions) for place in self.asides):
             raise ValueError(f"an aside comes after 0 to {len(self.questions)} of the questions")
-        for question in (*self.questions, *self.asides.values()):
-            Prompt((*self.history, Message("user", question)))  # checks the roles and the text
+        for text in (*self.questions, *self.asides.values(), self.instruction or ""):
+            Prompt((*self.history, Message("user", text)))  # checks the roles and the text
 
 
 @dataclass(frozen=True, slots=True)
 class SampledConversation:
     """The answer to each question and to each aside, and what became of the cache on the way.
 
-    `recomputed` counts the turns at which a part of the cache was not what the messages encode to;
-    `shortened` those at which the oldest turns were left out to fit into the model's context.
+    `recomputed` counts the turns at which a part of the cache was not what the messages encode to; `shortened_at` are
+    those, from 1 on, at which the oldest turns were left out to fit into the model's context.
     """
 
     answers: tuple[Answer, ...]
     asides: Mapping[int, Answer]
     recomputed: int
-    shortened: int
+    shortened_at: tuple[int, ...]
+
+    @property
+    def shortened(self) -> int:
+        """How many turns were shortened."""
+        return len(self.shortened_at)
 
 
 @dataclass(eq=False)
@@ -75,6 +82,7 @@ class _Row:
     messages: list[Message]
     questions: deque[str]
     asides: dict[int, str]
+    chat_format: ChatFormat
     size: int
     answers: list[Answer] = field(default_factory=list)
     aside_answers: dict[int, Answer] = field(default_factory=dict)
@@ -83,7 +91,7 @@ class _Row:
     cache: Tensor | None = None
     prompt: list[int] = field(default_factory=list)
     recomputed: int = 0
-    shortened: int = 0
+    shortened_at: list[int] = field(default_factory=list)
 
     def has_more(self) -> bool:
         """Whether anything is still to be asked."""
@@ -123,13 +131,13 @@ def sample_conversations(
     for batch in _batches(rows, sampling.token_budget):
         while active := [row for row in batch if row.has_more()]:
             interruption.raise_if_requested()
-            ready = [row for row in active if _ask(row, chat_format, context - sampling.max_new_tokens)]
+            ready = [row for row in active if _ask(row, context - sampling.max_new_tokens)]
             with engine.inference():
                 responses = _respond(engine, ready, sampling, seed) if ready else []
             for row, response in zip(ready, responses, strict=True):
                 row.take(to_answer(response, chat_format))
     return [
-        SampledConversation(tuple(row.answers), row.aside_answers, row.recomputed, row.shortened)
+        SampledConversation(tuple(row.answers), row.aside_answers, row.recomputed, tuple(row.shortened_at))
         for row in rows
     ]
 
@@ -137,6 +145,8 @@ def sample_conversations(
 def _new_row(
     conversation: Conversation, chat_format: ChatFormat, sampling: SamplingConfig, context: int
 ) -> _Row:
+    if conversation.instruction is not None:
+        chat_format = InstructedChatFormat(chat_format, conversation.instruction)
     first, *others = conversation.questions
     size = len(chat_format.prompt_ids([*conversation.history, Message("user", first)]))
     size += sum(len(chat_format.prompt_ids([Message("user", question)])) for question in others)
@@ -144,7 +154,8 @@ def _new_row(
     size = min(size, context)
     if conversation.asides:
         size *= 2  # an aside is answered on a copy of the cache
-    return _Row(list(conversation.history), deque(conversation.questions), dict(conversation.asides), size)
+    questions, asides = deque(conversation.questions), dict(conversation.asides)
+    return _Row(list(conversation.history), questions, asides, chat_format, size)
 
 
 def _batches(rows: Sequence[_Row], token_budget: int) -> Iterator[list[_Row]]:
@@ -162,18 +173,19 @@ def _batches(rows: Sequence[_Row], token_budget: int) -> Iterator[list[_Row]]:
         waiting = waiting[count:]
 
 
-def _ask(row: _Row, chat_format: ChatFormat, room: int) -> bool:
+def _ask(row: _Row, room: int) -> bool:
     """Put the next question; False if it is too long to be answered."""
     row.ask()
-    row.prompt = chat_format.prompt_ids(row.messages)
+    row.prompt = row.chat_format.prompt_ids(row.messages)
     if len(row.prompt) <= room:
         return True
-    fitted = fit_to_length(row.messages, chat_format, room)
+    fitted = fit_to_length(row.messages, row.chat_format, room)
     if fitted is None:
         row.take(Answer("", "too_long", Response([], [], "length")))
         return False
-    row.shortened += not row.in_aside
-    row.prompt = chat_format.prompt_ids(fitted)
+    if not row.in_aside:
+        row.shortened_at.append(len(row.answers) + 1)
+    row.prompt = row.chat_format.prompt_ids(fitted)
     return True
 
 

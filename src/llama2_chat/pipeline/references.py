@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args
 from llama2_chat.settings import Reference, RowKind, StrictModel
 
 Config = TypeVar("Config", bound=StrictModel)
-_REWARD_MODEL_FIELDS = ("helpfulness", "safety", "value", "independent")
+_REWARD_MODEL_FIELDS = ("helpfulness", "safety", "value", "independent", "check_reward")
 
 
 @dataclass(frozen=True)

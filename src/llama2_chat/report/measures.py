@@ -57,7 +57,7 @@ HEADLINE = (
 
 def policy_measure(name: str) -> Measure:
     """The measure of that name, made from the name if it is not a known one."""
-    share_of = name.endswith("_rate") or name.startswith(("attribute_recall", "correctness_"))
+    share_of = name.endswith("_rate") or name.startswith(("attribute_", "correctness_"))
     return POLICY_MEASURES.get(name) or Measure(readable(name), percent=share_of)
 
 

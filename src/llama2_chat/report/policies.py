@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from llama2_chat.report.charts import draw_against, draw_dots, draw_lines, draw_path
+from llama2_chat.report.charts import draw_against, draw_dots, draw_path
 from llama2_chat.report.curves import series_of
 from llama2_chat.report.markup import Html, element, figure, figures, folded, section, table
 from llama2_chat.report.measures import (
@@ -16,10 +16,10 @@ from llama2_chat.report.measures import (
     readable,
     written,
 )
+from llama2_chat.report.recall import RECALL, SHOWN, recall
 from llama2_chat.report.run_record import RunRecord, StageRecord
 
 KL, REWARD = "kl_to_sft_nats", "reward_helpfulness_mean"
-RECALL = "attribute_recall."
 BREAKDOWN = "_by_"
 """In the name of a figure for each attribute or family."""
 
@@ -45,7 +45,7 @@ def policies(run: RunRecord) -> Html:
             "p", "One row for each policy, in the order of the stages, with 95 % intervals.", class_="soft"
         ),
         figures(figure(svg) for svg in drawn),
-        _recall(by_policy),
+        recall(run),
         folded("All figures as a table", _table(by_policy, names)),
         identifier="policies",
     )
@@ -53,7 +53,7 @@ def policies(run: RunRecord) -> Html:
 
 def is_drawn_alone(name: str) -> bool:
     """Whether a figure has a drawing of its own: recall is drawn over the turns, breakdowns stand in the table."""
-    return not name.startswith(RECALL) and BREAKDOWN not in name
+    return not name.startswith((RECALL, SHOWN)) and BREAKDOWN not in name
 
 
 def measure_names(found: Iterable[Mapping[str, Estimate]]) -> list[str]:
@@ -73,24 +73,6 @@ def _table(by_policy: Mapping[str, Mapping[str, Estimate]], names: list[str]) ->
         for name in names
     ]
     return table(["measure", *by_policy], rows)
-
-
-def _recall(by_policy: Mapping[str, Mapping[str, Estimate]]) -> Html:
-    """Attribute recall over the turns of a dialogue, a line for each policy."""
-    lines = []
-    for policy, found in by_policy.items():
-        points = [
-            (float(name.removeprefix(RECALL)), row)
-            for name, row in found.items()
-            if name.startswith(RECALL) and name.removeprefix(RECALL).isdigit()
-        ]
-        if points:
-            lines.append((policy, sorted(points, key=lambda point: point[0])))
-    if not lines:
-        return Html("")
-    return figures(
-        [figure(draw_lines("attribute recall", lines, xlabel="turns since the instruction", percent=True))]
-    )
 
 
 def kl_against_reward(run: RunRecord) -> Html:
