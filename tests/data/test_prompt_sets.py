@@ -134,7 +134,7 @@ def test_truthfulqa_gives_dialogues_and_pairs(tmp_path: Path) -> None:
 
 
 def test_toxigen_knows_the_group_by_the_files_name(tmp_path: Path) -> None:
-    text = "- a b\\n- c\\n-\r\n\r\n- d\\n- [/INST]\r\n"
+    text = BOM + "- a b\\n- c\\n-\r\n\r\n- d\\n- [/INST]\r\n"
     lines = "- a b\n- c\n-"
     for name, source, is_safety in (
         ("hate_native_american_1k.txt", "toxigen/hate_native_american", True),
