@@ -199,6 +199,10 @@ def test_evaluate_policy_on_red_team_prompts_alone(
             ["--helpfulness", "rm", "--safety-prompts", "safety.jsonl"],
             "helpfulness scores answers to prompts",
         ),
+        (
+            ["--safety-prompts", "safety.jsonl", "--reference", "m", "--temperature", "0"],
+            "--temperature 0: KL to --reference is estimated from answers at temperature 1",
+        ),
         (["--safety", "rm"], "nothing to measure on: name prompts, safety_prompts or borderline_prompts"),
     ],
 )

@@ -91,6 +91,7 @@ def policy(
     ] = None,
     samples_per_prompt: Annotated[int, typer.Option(min=1)] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; KL to a reference wants 1")] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     output_dir: Annotated[
         Path | None, typer.Option(help="Gets evaluation.json, evaluation.md and samples.jsonl, every answer")
@@ -102,6 +103,11 @@ def policy(
     for file in (*files, *([attribute_dialogues] if attribute_dialogues is not None else [])):
         if not file.exists():
             raise MissingFileError(f"{file}: no such file")
+    if reference is not None and temperature != 1.0:
+        raise UserInputError(
+            f"--temperature {temperature:g}: KL to --reference is estimated from answers at temperature 1; "
+            "leave one of the two out"
+        )
     if output_dir is not None:
         _check_writable(output_dir)
     from pydantic import ValidationError
@@ -119,7 +125,7 @@ def policy(
             attribute_dialogues=[] if attribute_dialogues is None else [str(attribute_dialogues)],
             independent=None if independent is None else str(independent),
             samples_per_prompt=samples_per_prompt,
-            sampling=SamplingConfig(temperature=1.0, max_new_tokens=max_new_tokens),
+            sampling=SamplingConfig(temperature=temperature, max_new_tokens=max_new_tokens),
         )
     except ValidationError as error:
         problems = [str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()]
