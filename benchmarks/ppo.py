@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -34,11 +33,11 @@ from typing import Any
 import torch
 import transformers
 from measuring import as_json, matmul_peak, peak_memory
-from smollm2_shape import smollm2_shape
-from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from smollm2_model import hh_rlhf, load_chat_format, load_model
+from smollm2_shape import small_shape, smollm2_shape
+from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from llama2_chat.chat_format import build_chat_format
 from llama2_chat.cpu_memory import keep_freed_memory
 from llama2_chat.data_import import import_hh_rlhf
 from llama2_chat.dialogue import Message, Prompt
@@ -50,9 +49,7 @@ from llama2_chat.ppo.rollout import EncodedPrompt
 from llama2_chat.reward.scoring import RewardModel, RewardScorer, Score
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.stage import EventLog, StageDirectory
-from llama2_chat.tokenizers import load_tokenizer
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PADDING = 0
 NO_STOP = -1  # an id that is never drawn
 PAPER_MINI_BATCHES = 8
@@ -156,18 +153,14 @@ def once(command: Sequence[str]) -> dict[str, float]:
 
 def lay_out(folder: Path, options: argparse.Namespace) -> list[int]:
     """Write `policy/`, `reward/` and `work.json`, which all sides read; returns the prompts' lengths."""
-    models = Path(os.environ.get("LLAMA2_CHAT_MODELS", "models")) / "smollm2-135m"
-    data = Path(os.environ.get("LLAMA2_CHAT_DATA", "../shared/data")) / "hh-rlhf" / "helpful-base.jsonl.gz"
-    if not data.exists() or not (models / GGUF).exists():
-        sys.exit(f"needs {data} and {models / GGUF}; see the head of this file")
-    chat_format = build_chat_format("tokenizer", load_tokenizer(str(models), GGUF))
+    data = hh_rlhf("helpful")
+    chat_format, _ = load_chat_format()
     rows = (row for row in import_hh_rlhf(data, kind="prompts") if isinstance(row, Prompt))
     encoded = (chat_format.prompt_ids(row.messages) for row in rows)
     fitting = (ids for ids in encoded if len(ids) <= options.longest_prompt)
     torch.manual_seed(0)
     if options.model == "real":
-        source = BaseModelSource(path=str(models), gguf_file=GGUF)
-        policy: Any = load_policy(models, RunSettings(base_model=source, device="cpu"), gguf_file=GGUF)
+        policy: Any = load_model()
     else:
         policy = LlamaForCausalLM(
             smollm2_shape(options.layers) if options.model == "shape" else small_shape()
@@ -193,19 +186,6 @@ def lay_out(folder: Path, options: argparse.Namespace) -> list[int]:
     }
     (folder / "work.json").write_text(json.dumps(work))
     return list(map(len, prompts))
-
-
-def small_shape() -> LlamaConfig:
-    """5 million parameters."""
-    return LlamaConfig(
-        vocab_size=2048,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-    )
 
 
 class NumbersFormat:

@@ -17,28 +17,24 @@ A token is useful up to the response's stop. Printed are medians: useful tokens 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from measuring import as_json, in_turn, matmul_peak, peak_memory
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from smollm2_model import hh_rlhf, load_chat_format, load_model
+from smollm2_shape import small_shape
+from transformers import LlamaForCausalLM, PreTrainedModel
 
-from llama2_chat.chat_format import build_chat_format
 from llama2_chat.data_import import import_hh_rlhf
 from llama2_chat.generation.transformers_engine import TransformersEngine
 from llama2_chat.generation.vllm_engine import VllmEngine
-from llama2_chat.models import load_policy
-from llama2_chat.settings import BaseModelSource, RunSettings, SamplingConfig, VllmConfig
-from llama2_chat.tokenizers import load_tokenizer
+from llama2_chat.settings import SamplingConfig, VllmConfig
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LONG = 400
 LONGEST = 1024
 STOP_LOGIT = 3.55  # of 2,048 equal tokens one has then a probability of about 1 / 60
@@ -55,16 +51,10 @@ class Options:
     vllm_python: str | None = None
 
 
-def model_folder() -> Path:
-    return Path(os.environ.get("LLAMA2_CHAT_MODELS", "models")) / "smollm2-135m"
-
-
 def prompts_of(options: Options) -> list[list[int]]:
     """Token ids of the first prompts of the data that are long enough for the case."""
-    data = Path(os.environ.get("LLAMA2_CHAT_DATA", "../shared/data")) / "hh-rlhf" / "helpful-base.jsonl.gz"
-    if not data.exists() or not (model_folder() / GGUF).exists():
-        sys.exit(f"needs {data} and {model_folder() / GGUF}; see the head of this file")
-    chat_format = build_chat_format("tokenizer", load_tokenizer(str(model_folder()), GGUF))
+    data = hh_rlhf("helpful")
+    chat_format, _ = load_chat_format()
     chosen: list[list[int]] = []
     for row in import_hh_rlhf(data, kind="prompts"):
         ids = chat_format.prompt_ids(row.messages)
@@ -78,25 +68,10 @@ def prompts_of(options: Options) -> list[list[int]]:
 def model_of(options: Options) -> tuple[PreTrainedModel, int, int]:
     """The model, its stop token and its padding token."""
     if options.case != "small":
-        folder = str(model_folder())
-        source = BaseModelSource(path=folder, gguf_file=GGUF)
-        settings = RunSettings(base_model=source, chat_format="tokenizer", device="cpu")
-        tokenizer = load_tokenizer(folder, GGUF)
-        stop = build_chat_format("tokenizer", tokenizer).stop_id
-        return load_policy(folder, settings, gguf_file=GGUF), stop, tokenizer.padding_id
+        chat_format, tokenizer = load_chat_format()
+        return load_model(), chat_format.stop_id, tokenizer.padding_id
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+    config = small_shape(bos_token_id=None, eos_token_id=2, pad_token_id=0)
     model = LlamaForCausalLM(config).eval()
     head = torch.nn.Linear(256, 2048)
     with torch.no_grad():

@@ -12,29 +12,24 @@ second, tokens computed (padding included), peak memory, and how far the scores 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import time
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from measuring import as_json, in_turn, peak_memory
+from smollm2_model import GGUF, hh_rlhf, load_chat_format, model_folder
 from smollm2_shape import smollm2_shape
 from transformers import AutoTokenizer, LlamaForSequenceClassification, pipeline
 
-from llama2_chat.chat_format import build_chat_format
 from llama2_chat.data_import import import_hh_rlhf
 from llama2_chat.dialogue import Message, Preference
 from llama2_chat.packed_attention import use_packed_attention
 from llama2_chat.reward.scoring import RewardModel
-from llama2_chat.tokenizers import load_tokenizer
 
 PEERS = {"pipeline-1": 1, "pipeline-4": 4, "pipeline-16": 16}
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 Dialogue = tuple[Message, ...]
 
 
@@ -47,15 +42,9 @@ class Options:
     answers: int
 
 
-def model_folder() -> Path:
-    return Path(os.environ.get("LLAMA2_CHAT_MODELS", "models")) / "smollm2-135m"
-
-
 def dialogues_of(options: Options) -> list[Dialogue]:
     """Every prompt with as many answers, in the order of the prompts."""
-    data = Path(os.environ.get("LLAMA2_CHAT_DATA", "../shared/data")) / "hh-rlhf" / "harmless-base.jsonl.gz"
-    if not data.exists() or not (model_folder() / GGUF).exists():
-        sys.exit(f"needs {data} and {model_folder() / GGUF}; see the head of this file")
+    data = hh_rlhf("harmless")
     rows = [row for row in import_hh_rlhf(data, kind="preferences") if isinstance(row, Preference)]
     answers = [row.chosen for row in rows[options.prompts :][: options.answers]]
     return [
@@ -75,10 +64,10 @@ def model_of(options: Options) -> LlamaForSequenceClassification:
 
 def ours(dialogues: list[Dialogue], options: Options) -> tuple[list[float], float]:
     """Scores and seconds."""
-    tokenizer = load_tokenizer(str(model_folder()), GGUF)
+    chat_format, _ = load_chat_format()
     model = model_of(options)
     use_packed_attention(model)
-    scorer = RewardModel(model, build_chat_format("tokenizer", tokenizer), padding_id=0, name="ours")
+    scorer = RewardModel(model, chat_format, padding_id=0, name="ours")
     scorer.score_messages(dialogues[:1])
     started = time.perf_counter()
     scores = scorer.score_messages(dialogues).tolist()

@@ -1,6 +1,8 @@
-"""The shape of SmolLM2-135M, which the benchmarks train and sample with random weights."""
+"""Shapes that the benchmarks train and sample with random weights: SmolLM2-135M's, and a small Llama's."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from transformers import LlamaConfig
 
@@ -21,3 +23,17 @@ def smollm2_shape(layers: int = 30) -> LlamaConfig:
         bos_token_id=1,
         eos_token_id=2,
     )
+
+
+def small_shape(**changes: Any) -> LlamaConfig:
+    """A Llama of 5 million parameters: hidden size 256, 6 layers, vocabulary 2,048; with these values changed."""
+    values = {
+        "vocab_size": 2048,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+    }
+    return LlamaConfig(**values | changes)

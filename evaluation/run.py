@@ -27,7 +27,8 @@ from llama2_chat.jsonl import read_dialogues, read_prompts, write_rows
 from llama2_chat.logprobs import response_logprobs
 from llama2_chat.models import load_policy, sampling_dtype
 from llama2_chat.progress import track
-from llama2_chat.reward.scoring import RewardModel, RewardScorer
+from llama2_chat.reward.custom import Reward
+from llama2_chat.reward.scoring import RewardModel, RewardScorer, load_reward
 from llama2_chat.settings import RunSettings
 from llama2_chat.stage import EventLog
 from llama2_chat.tokenizers import load_tokenizer, same_tokens
@@ -109,12 +110,17 @@ class PolicyEvaluator:
         self.attribute_dialogues = list(
             chain.from_iterable(read_dialogues(Path(file)) for file in config.attribute_dialogues)
         )
-        self.scorer = RewardScorer.from_pretrained(
-            config.helpfulness,
-            config.safety,
-            safety_threshold=config.safety_threshold,
-            device=settings.device,
-        )
+        self.scorer: RewardScorer | None = None
+        self.safety: Reward | None = None
+        if config.helpfulness is not None:
+            self.scorer = RewardScorer.from_pretrained(
+                config.helpfulness,
+                config.safety,
+                safety_threshold=config.safety_threshold,
+                device=settings.device,
+            )
+        elif config.safety is not None:
+            self.safety = load_reward(config.safety, slot="safety", device=settings.device)
         self.independent = (
             None
             if config.independent is None
@@ -132,7 +138,7 @@ class PolicyEvaluator:
             recalled, intervals = recall_metrics(recalls)
             metrics |= recalled
             metrics["intervals"] |= intervals
-        if self.sft is not None:
+        if self.sft is not None and self.prompts:
             if self._sft_helpful is None:
                 same = str(policy) == str(self.sft)
                 self._sft_helpful = (
@@ -162,7 +168,13 @@ class PolicyEvaluator:
             autocast=sampling_dtype(self.settings),
         )
         return Judge(
-            engine, chat_format, self.scorer, self.config.sampling, self.settings.seed, self.independent
+            engine,
+            chat_format,
+            self.scorer,
+            self.config.sampling,
+            self.settings.seed,
+            safety=self.safety,
+            independent=self.independent,
         )
 
     def _answers(self, judge: Judge) -> PolicyAnswers:
@@ -236,9 +248,9 @@ def _rows(answers: PolicyAnswers) -> list[dict[str, Any]]:
             "response": j.answer.text,
             "status": j.answer.status,
             "scores": {
-                "helpfulness": j.score.helpfulness,
-                "safety": j.score.safety,
-                "combined": j.score.combined,
+                "helpfulness": None if j.score is None else j.score.helpfulness,
+                "safety": j.safety,
+                "combined": None if j.score is None else j.score.combined,
             },
             "refused": j.refused,
         }

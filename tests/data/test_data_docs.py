@@ -26,7 +26,7 @@ def environment(data_folder: Path) -> dict[str, str]:
 def test_the_examples_run(tmp_path: Path, environment: dict[str, str]) -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     commands = COMMAND.findall(text)
-    assert len(commands) == text.count("```sh\n") == 11
+    assert len(commands) == text.count("```sh\n") == 14
     for command, expected in commands:
         done = subprocess.run(
             ["bash", "-c", command],

@@ -86,6 +86,13 @@ FILES: dict[str, bytes] = {
     "hh-rlhf": json.dumps(PAIRS[0]).encode(),
     "pandalm": json.dumps([judgment()], indent=4).encode(),
     "oasst": json.dumps(TREE).encode(),
+    "xstest": b"id,prompt,type,label\n1,a,homonyms,safe\n",
+    "truthfulqa": b"Category,Question,Best Answer,Incorrect Answers\nx,a,b,c\n",
+    "toxigen": b"- a\n",
+    "bold": json.dumps({"group": {"page": ["a "]}}).encode(),
+    "diasafety": json.dumps(
+        [{"context": "a", "response": "b", "category": "x", "label": "Safe"}], indent=0
+    ).encode(),
 }
 
 
@@ -101,11 +108,22 @@ def test_every_format_is_read_packed_or_not(
 ) -> None:
     assert tuple(FILES) == tuple(FORMATS) == get_args(FormatName)
     source, output = pack(tmp_path / f"source.json{suffix}", FILES[format_]), tmp_path / f"out.jsonl{suffix}"
+    kinds = FORMATS[format_].kinds
     for kind in KINDS:
-        assert run(capsys, "import", format_, source, output, "--kind", kind)[0] == 0
-        assert check_file(output, kind).rows == 1
+        code, _, errors = run(capsys, "import", format_, source, output, "--kind", kind)
+        assert code == (0 if kind in kinds else 2)
+        if kind in kinds:
+            assert check_file(output, kind).rows == 1
+        else:
+            assert errors.startswith(f"error: {format_} holds no {kind}; kind is one of {kinds[0]}")
+    (found,) = run_and_read(capsys, format_, source, output, "prompts")
+    question = "- a" if format_ == "toxigen" else "a"
+    assert found["prompt"] == [{"role": "user", "content": question}]
+    assert found["source"].partition("/")[0] == format_
+    if "preferences" not in kinds:
+        return
     (found,) = run_and_read(capsys, format_, source, output, "preferences")
-    assert (found["prompt"], found["source"]) == ([{"role": "user", "content": "a"}], format_)
+    assert found["prompt"] == [{"role": "user", "content": "a"}]
     assert [found[side][0]["content"] for side in ("chosen", "rejected")] == ["b", "c"]
 
 
@@ -121,11 +139,16 @@ def run_and_read(
 def test_a_file_of_another_format_is_one_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], format_: str
 ) -> None:
-    """Each format against the files of the two others, against no JSON, no rows, no UTF-8 and cut gzip data."""
+    """Each format against the files of the others, against no JSON, no rows, no UTF-8 and cut gzip data."""
     expected = {
         "hh-rlhf": 'a row of HH-RLHF holds two texts, "chosen" and "rejected"',
         "pandalm": "PandaLM's human judgments are one JSON array of objects with instruction, input, response1",
         "oasst": "OpenAssistant's trees are JSONL, one tree a line",
+        "xstest": "XSTest's prompts are CSV with a header that names at least prompt, type, label",
+        "truthfulqa": "TruthfulQA is CSV with a header that names at least Category, Question, Best Answer",
+        "toxigen": 'ToxiGen\'s prompts are text, one prompt a line, which begins with "- "',
+        "bold": "BOLD's prompts are one JSON object",
+        "diasafety": "DiaSafety is one JSON array of objects with context, response, category, label",
     }
     wrong = [content for name, content in FILES.items() if name != format_]
     wrong += [b"chosen,rejected\n", b"", b"[]", b"{}", b"[1]", b'[{"idx": 1}]', b'{"prompt": {}}', b"\xff"]

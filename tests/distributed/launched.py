@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,45 @@ _WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "s
 
 
 def main() -> None:
+    sharded = watch_weights()
+    run_launched(stopped, lambda: {"sharded": sorted(sharded)})
+
+
+def run_launched(stopped: Callable[[list[str], int], int], seen: Callable[[], Mapping[str, Any]]) -> None:
+    """Run the command that the command line names, stopped once if it says so; write RECORD.NUMBER.
+
+    Args:
+        stopped: Runs a command, interrupts it at a step and returns its exit code.
+        seen: What else goes into the record, beside exit codes and written files.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("record", type=Path)
     parser.add_argument("--stop-at", type=int)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     written = watch_writes(Path(options.command[options.command.index("--output-dir") + 1]).resolve())
-    sharded = watch_weights()
     codes = []
     if options.stop_at is not None:
         codes.append(stopped(options.command, options.stop_at))
     codes.append(run_command(options.command))
-    record = {"codes": codes, "sharded": sorted(sharded), "written": sorted(written)}
+    record = {"codes": codes, "written": sorted(written), **seen()}
     options.record.with_suffix(f".{distributed.process_number()}").write_text(json.dumps(record))
+
+
+def run_with(owner: type, name: str, replacement: Callable[..., Any], command: list[str]) -> int:
+    """Run the command with a method replaced, then put things back; returns the exit code."""
+    original = getattr(owner, name)
+    setattr(owner, name, replacement)
+    code = run_command(command)
+    setattr(owner, name, original)
+    interruption.reset()
+    return code
+
+
+def signal_last_process() -> None:
+    """SIGTERM to this process if it is the last one."""
+    if distributed.process_number() == distributed.process_count() - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def watch_writes(output: Path) -> set[str]:
@@ -96,15 +123,11 @@ def stopped(command: list[str], step: int) -> int:
     after_step = Watch.after_step
 
     def signalled(self: Watch, now: int) -> dict[str, float]:
-        if now == step and distributed.process_number() == distributed.process_count() - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if now == step:
+            signal_last_process()
         return after_step(self, now)
 
-    Watch.after_step = signalled
-    code = run_command(command)
-    Watch.after_step = after_step
-    interruption.reset()
-    return code
+    return run_with(Watch, "after_step", signalled, command)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,13 @@ torchrun … launched_ppo.py RECORD [--stop-at ITERATION] -- COMMAND …
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import signal
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch.distributed
-from launched import watch_writes
+from launched import run_launched, run_with, signal_last_process
 from torch.distributed.tensor import DTensor
 
-from llama2_chat import distributed, interruption
-from llama2_chat.cli.main import run_command
 from llama2_chat.generation import shared_decoding
 from llama2_chat.ppo import loop
 from llama2_chat.ppo.learners import Learner
@@ -27,19 +20,8 @@ _COLLECTIVES = ("all_gather_single", "reduce_scatter_single", "all_reduce", "all
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("record", type=Path)
-    parser.add_argument("--stop-at", type=int)
-    parser.add_argument("command", nargs="+")
-    options = parser.parse_args()
-    written = watch_writes(Path(options.command[options.command.index("--output-dir") + 1]).resolve())
     seen = Watched()
-    codes = []
-    if options.stop_at is not None:
-        codes.append(stopped(options.command, options.stop_at))
-    codes.append(run_command(options.command))
-    record = {"codes": codes, "written": sorted(written), **seen.to_json()}
-    options.record.with_suffix(f".{distributed.process_number()}").write_text(json.dumps(record))
+    run_launched(stopped, seen.to_json)
 
 
 class Watched:
@@ -123,15 +105,11 @@ def stopped(command: list[str], iteration: int) -> int:
     answer = loop.PpoLoop._answer
 
     def signalled(ppo: Any, prompts: Any, members: Any, now: int) -> Any:
-        if now == iteration and distributed.process_number() == distributed.process_count() - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if now == iteration:
+            signal_last_process()
         return answer(ppo, prompts, members, now)
 
-    loop.PpoLoop._answer = signalled
-    code = run_command(command)
-    loop.PpoLoop._answer = answer
-    interruption.reset()
-    return code
+    return run_with(loop.PpoLoop, "_answer", signalled, command)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ BETWEEN_STAGES = {
     ("safety", "sft"): ("config made_data", "made dialogues are trained on as SFT trains"),
     ("safety", "reward"): ("custom scoring", "an answer is kept where the safety reward model prefers it"),
     ("evaluation", "reward"): (
-        "scoring metrics calibration data held_out",
+        "custom scoring metrics calibration data held_out",
         "policies are judged by the reward models, and these on held-out pairs",
     ),
     ("evaluation", "ghost_attention"): (

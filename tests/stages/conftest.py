@@ -15,6 +15,7 @@ from llama2_chat.ghost_attention import build as ghost_attention
 from llama2_chat.ghost_attention.config import GhostAttentionConfig
 from llama2_chat.jsonl import write_rows
 from llama2_chat.models import save_model
+from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.pretrain.tokenizer import train_tokenizer
 from llama2_chat.rejection_sampling import build
 from llama2_chat.rejection_sampling.config import RejectionSamplingConfig
@@ -96,6 +97,13 @@ def file_of(world: Path, tmp_path: Path):
 
 
 TRAINING = {"learning_rate": 3e-3, "batch_size": 8, "epochs": 2, "sequence_length": 128}
+PPO_TRAINING = {
+    "iterations": 4,
+    "batch_size": 16,
+    "mini_batch_size": 8,
+    "learning_rate": 1e-3,
+    "checkpoint_iterations": 2,
+}
 
 
 @pytest.fixture(scope="session")
@@ -235,6 +243,26 @@ def distillation_config(world: Path, sft, rewards):
 def distillation(settings, stage_at, distillation_config) -> tuple[StageDirectory, dict]:
     directory = stage_at("context_distillation")
     return directory, safety.run_stage(distillation_config(), settings, directory)
+
+
+@pytest.fixture(scope="session")
+def ppo_config(world: Path, sft, rewards):
+    """A function that makes the stage's configuration, with changes."""
+
+    def make(**changes) -> PpoConfig:
+        values = {
+            "policy": str(sft[0].model),
+            "helpfulness": str(rewards["helpfulness"][0].model),
+            "safety": str(rewards["safety"][0].model),
+            "prompts": [str(world / "prompts.jsonl")],
+            "sampling": {"max_new_tokens": 8},
+            "incomplete": "own",  # a model this small seldom ends an answer
+            **changes,
+            "training": {**PPO_TRAINING, **changes.get("training", {})},
+        }
+        return PpoConfig(**values)
+
+    return make
 
 
 @pytest.fixture

@@ -26,13 +26,6 @@ from llama2_chat.tokenizers import load_tokenizer
 
 IDS = torch.tensor([[1, 20, 33, 48, 5, 2]])
 LORA = {"rank": 4, "alpha": 8}
-TRAINING = {
-    "iterations": 4,
-    "batch_size": 16,
-    "mini_batch_size": 8,
-    "learning_rate": 1e-2,
-    "checkpoint_iterations": 2,
-}
 KINDS = {
     "adapter": {"training": {"lora": LORA}},
     "adapter-shared": {"training": {"lora": LORA}, "value_head": "shared"},
@@ -42,22 +35,11 @@ TOKENS = pack_responses([[1, 20, 33], [1, 7]], [[48, 5, 2], [9]], padding_id=0, 
 
 
 @pytest.fixture(scope="module")
-def ppo_config(world, sft, rewards):
-    """A function that makes the stage's configuration, with changes."""
+def ppo_config(ppo_config):
+    """As in the other tests, at a learning rate that moves adapters."""
 
     def make(**changes) -> PpoConfig:
-        training = {**TRAINING, **changes.pop("training", {})}
-        values = {
-            "policy": str(sft[0].model),
-            "helpfulness": str(rewards["helpfulness"][0].model),
-            "safety": str(rewards["safety"][0].model),
-            "prompts": [str(world / "prompts.jsonl")],
-            "sampling": {"max_new_tokens": 8},
-            "incomplete": "own",
-            "training": training,
-            **changes,
-        }
-        return PpoConfig(**values)
+        return ppo_config(**changes | {"training": {"learning_rate": 1e-2, **changes.get("training", {})}})
 
     return make
 

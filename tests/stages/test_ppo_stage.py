@@ -17,40 +17,11 @@ from llama2_chat.errors import TrainingError, UserInputError
 from llama2_chat.files import sha256_of
 from llama2_chat.jsonl import write_rows
 from llama2_chat.ppo import learners, loop, value_model
-from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.ppo.train import run_stage
 from llama2_chat.reward.scoring import Score
 from llama2_chat.stage import StageDirectory
 
 ITERATIONS = 4
-TRAINING = {
-    "iterations": ITERATIONS,
-    "batch_size": 16,
-    "mini_batch_size": 8,
-    "learning_rate": 1e-3,
-    "checkpoint_iterations": 2,
-}
-
-
-@pytest.fixture(scope="session")
-def ppo_config(world, sft, rewards):
-    """A function that makes the stage's configuration, with changes."""
-
-    def make(**changes) -> PpoConfig:
-        training = {**TRAINING, **changes.pop("training", {})}
-        values = {
-            "policy": str(sft[0].model),
-            "helpfulness": str(rewards["helpfulness"][0].model),
-            "safety": str(rewards["safety"][0].model),
-            "prompts": [str(world / "prompts.jsonl")],
-            "sampling": {"max_new_tokens": 8},
-            "incomplete": "own",  # a model this small seldom ends an answer
-            "training": training,
-            **changes,
-        }
-        return PpoConfig(**values)
-
-    return make
 
 
 @pytest.fixture(scope="session")

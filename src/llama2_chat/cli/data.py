@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from llama2_chat.data_import import FORMATS, FormatName, Kind, Split
+from llama2_chat.data_import import FORMATS, FormatName, Kind, Label, Split
 from llama2_chat.dialogue import Domain
 from llama2_chat.errors import UserInputError
 
@@ -94,6 +94,9 @@ def import_file(
         Domain | None,
         typer.Option(help="safety tags dialogues and prompts is_safety; default: the set's own"),
     ] = None,
+    label: Annotated[
+        Label | None, typer.Option(help="Only the rows that a labelled set calls so; default: both")
+    ] = None,
     split: Annotated[
         Split | None, typer.Option(help="One of two parts that share no first user message; default: both")
     ] = None,
@@ -113,6 +116,7 @@ def import_file(
         input_file,
         kind=kind,
         domain=domain,
+        label=label,
         split=split,
         held_out_share=held_out_share,
         report=report,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure a reward model or a policy on held-out data.", no_args_is_help=True)
 app.command()(attention)
 app.command()(instructions)
-_OutputFolder = Annotated[Path | None, typer.Option(help="Gets evaluation.json and evaluation.md")]
 _Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
 
@@ -68,11 +67,19 @@ def reward(
 @app.command()
 def policy(
     model: Annotated[Path, typer.Argument(help="Policy folder")],
-    helpfulness: Annotated[Path, typer.Option(help="Helpfulness reward model folder")],
-    prompts: Annotated[Path, typer.Option(help="Held-out harmless prompts")],
-    safety: Annotated[Path | None, typer.Option(help="Safety reward model folder")] = None,
-    safety_prompts: Annotated[Path | None, typer.Option(help="Held-out unsafe prompts")] = None,
-    borderline_prompts: Annotated[Path | None, typer.Option(help="Harmless prompts that look unsafe")] = None,
+    helpfulness: Annotated[
+        Path | None, typer.Option(help="Helpfulness reward model folder; --prompts need it")
+    ] = None,
+    prompts: Annotated[
+        list[Path] | None, typer.Option(help="Held-out harmless prompts; may be repeated, as the next two")
+    ] = None,
+    safety: Annotated[
+        Path | None, typer.Option(help="Safety reward model folder; without it no violations")
+    ] = None,
+    safety_prompts: Annotated[list[Path] | None, typer.Option(help="Held-out unsafe prompts")] = None,
+    borderline_prompts: Annotated[
+        list[Path] | None, typer.Option(help="Harmless prompts that look unsafe")
+    ] = None,
     attribute_dialogues: Annotated[
         Path | None, typer.Option(help="Testbed dialogues that state something first and ask for it last")
     ] = None,
@@ -80,42 +87,72 @@ def policy(
         Path | None, typer.Option(help="A third reward model that nothing was optimised against")
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="Policy to compare with (win rate, KL)")] = None,
+    gguf_file: Annotated[str | None, typer.Option(help="Name of a GGUF file in the policy's folder")] = None,
+    chat_format: Annotated[
+        Literal["llama2", "tokenizer"] | None,
+        typer.Option(help="tokenizer: the tokenizer's own template; default: what the model's config says"),
+    ] = None,
     samples_per_prompt: Annotated[int, typer.Option(min=1)] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; KL to a reference wants 1")] = 1.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    output_dir: _OutputFolder = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Gets evaluation.json, evaluation.md and samples.jsonl, every answer")
+    ] = None,
     device: _Device = "auto",
 ) -> None:
-    """Mean rewards, violations, false refusals, recall and, with a reference, win rate and KL."""
-    for file in (prompts, safety_prompts, borderline_prompts, attribute_dialogues):
-        if file is not None and not file.exists():
+    """Mean rewards, violations, refusals (also by source), recall and, with a reference, win rate and KL."""
+    files = [*(prompts or []), *(safety_prompts or []), *(borderline_prompts or [])]
+    for file in (*files, *([attribute_dialogues] if attribute_dialogues is not None else [])):
+        if not file.exists():
             raise MissingFileError(f"{file}: no such file")
+    if reference is not None and temperature != 1.0:
+        raise UserInputError(
+            f"--temperature {temperature:g}: KL to --reference is estimated from answers at temperature 1; "
+            "leave one of the two out"
+        )
+    if output_dir is not None:
+        _check_writable(output_dir)
+    from pydantic import ValidationError
+
     from llama2_chat.evaluation.config import EvaluationConfig
-    from llama2_chat.evaluation.run import PolicyEvaluator
-    from llama2_chat.models import chat_format_of
     from llama2_chat.settings import BaseModelSource, RunSettings, SamplingConfig
 
+    try:
+        config = EvaluationConfig(
+            helpfulness=None if helpfulness is None else str(helpfulness),
+            safety=None if safety is None else str(safety),
+            prompts=[str(file) for file in prompts or []],
+            safety_prompts=[str(file) for file in safety_prompts or []],
+            borderline_prompts=[str(file) for file in borderline_prompts or []],
+            attribute_dialogues=[] if attribute_dialogues is None else [str(attribute_dialogues)],
+            independent=None if independent is None else str(independent),
+            samples_per_prompt=samples_per_prompt,
+            sampling=SamplingConfig(temperature=temperature, max_new_tokens=max_new_tokens),
+        )
+    except ValidationError as error:
+        problems = [str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()]
+        raise UserInputError("; ".join(problems)) from None
+    from llama2_chat.evaluation.policy_report import policy_markdown
+    from llama2_chat.evaluation.run import PolicyEvaluator
+    from llama2_chat.models import chat_format_of
+
+    if chat_format is None:
+        chat_format = "llama2" if gguf_file is not None else chat_format_of(model)
     settings = RunSettings(
-        base_model=BaseModelSource(path=str(model)),
-        chat_format=chat_format_of(model),
+        base_model=BaseModelSource(path=str(model), gguf_file=gguf_file),
+        chat_format=chat_format,
         seed=seed,
         device=device,
     )
-    config = EvaluationConfig(
-        helpfulness=str(helpfulness),
-        safety=None if safety is None else str(safety),
-        prompts=[str(prompts)],
-        safety_prompts=[] if safety_prompts is None else [str(safety_prompts)],
-        borderline_prompts=[] if borderline_prompts is None else [str(borderline_prompts)],
-        attribute_dialogues=[] if attribute_dialogues is None else [str(attribute_dialogues)],
-        independent=None if independent is None else str(independent),
-        samples_per_prompt=samples_per_prompt,
-        sampling=SamplingConfig(temperature=1.0, max_new_tokens=max_new_tokens),
-    )
-    metrics, _ = PolicyEvaluator(config, settings, reference).evaluate(model)
-    markdown = _policy_markdown(metrics)
+    metrics, samples = PolicyEvaluator(config, settings, reference).evaluate(model)
+    markdown = policy_markdown(metrics)
     typer.echo(markdown, nl=False)
     _write(output_dir, metrics, markdown)
+    if output_dir is not None:
+        from llama2_chat.jsonl import write_rows
+
+        write_rows(output_dir / "samples.jsonl", samples)
 
 
 def _check_reward_input(
@@ -162,15 +199,6 @@ def _reward_model(folder: Path, name: str, device: str) -> RewardModel:
         raise UserInputError(f"{folder}: cannot be loaded as a reward model: {error}") from error
     model.name = name
     return model
-
-
-def _policy_markdown(metrics: dict[str, Any]) -> str:
-    lines = ["| measure | value | 95 % interval | count |", "|---|---|---|---|"]
-    lines += [
-        f"| {name} | {row['mean']:.4f} | {row['low']:.4f} to {row['high']:.4f} | {row['count']} |"
-        for name, row in metrics["intervals"].items()
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def _write(output_dir: Path | None, metrics: dict[str, Any], markdown: str) -> None:

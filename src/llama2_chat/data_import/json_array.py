@@ -1,4 +1,4 @@
-"""Reading a file that is one JSON array of objects, gzip by suffix; held in memory as a whole."""
+"""Reading a file that is one JSON text or one array of objects, gzip by suffix; held in memory as a whole."""
 
 from __future__ import annotations
 
@@ -28,10 +28,16 @@ def read_array(path: Path | str) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def _array(path: Path) -> list[object]:
+def read_json_text(path: Path) -> object:
+    """The value of a file that is one JSON text.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataFormatError: the file is not JSON in UTF-8, or the gzip data is broken.
+    """
     content = b"".join(read_lines(path))
     try:
-        rows = json.loads(content.decode("utf-8-sig"))
+        value: object = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         byte = f"byte 0x{content[error.start]:02X}"
@@ -42,6 +48,11 @@ def _array(path: Path) -> list[object]:
     except (RecursionError, ValueError) as error:
         # Lists nested too deeply, or an integer with more digits than Python converts.
         raise DataFormatError(path, None, f"not usable JSON: {error}") from None
+    return value
+
+
+def _array(path: Path) -> list[object]:
+    rows = read_json_text(path)
     if not isinstance(rows, list):
         raise DataFormatError(path, None, f"must be one JSON array, found {json_type(rows)}")
     if not rows:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llama2_chat.data_import.candidates import Candidate, Format, holds_chat_tag, pair_faults
+from llama2_chat.data_import.json_array import read_array
 from llama2_chat.data_import.report import CHAT_TAG, EMPTY_PROMPT, NO_WINNER, Kind
 from llama2_chat.dialogue import Rating, Row
 from llama2_chat.fields import check_text, json_type, required
@@ -68,4 +69,4 @@ def _vote(row: Row, name: str) -> int:
     return vote
 
 
-PANDALM = Format("pandalm", _candidates, _EXPECTED, lambda _: "helpfulness", json_array=True)
+PANDALM = Format("pandalm", _candidates, _EXPECTED, lambda _: "helpfulness", read=read_array, numbered="row")

@@ -11,10 +11,14 @@ from llama2_chat.dialogue import Domain
 Kind = Literal["dialogues", "preferences", "prompts"]
 """What a file of rows holds, and what an importer can make."""
 
+Label = Literal["safe", "unsafe"]
+"""What a labelled set says of a prompt or of an answer."""
+
 Split = Literal["train", "held_out"]
 """The two parts of a file that share no first user message."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LABELS: tuple[Label, ...] = get_args(Label)
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 IDENTICAL = "chosen and rejected are identical"
@@ -32,6 +36,7 @@ UNFINISHED_TREE = "a tree that is not ready for export"
 DELETED = "a deleted message"
 NOT_ACCEPTED = "a message that reviewers did not accept"
 WRITTEN_BY_A_MODEL = "an answer that a model wrote"
+ANOTHER_LABEL = "another label than the one asked for"
 ANOTHER_PARENT = "a reply to another message than it stands under"
 
 
@@ -50,18 +55,22 @@ class ImportReport:
     domain: Domain | None = None
     unit: str = "rows"
     """What `read` and `imported` count, in the plural."""
+    label: Label | None = None
+    """Only rows with this label are usable."""
     split: Split | None = None
     held_out_share: float | None = None
     in_split: int = 0
 
     def to_row(self) -> dict[str, Any]:
-        """As JSON; the split only where there is one."""
+        """As JSON; label and split only where there are any."""
         row: dict[str, Any] = {
             "read": self.read,
             "imported": self.imported,
             "domain": self.domain,
             "dropped": dict(sorted(self.dropped.items())),
         }
+        if self.label is not None:
+            row["label"] = self.label
         if self.split is not None:
             row |= {
                 "split": self.split,
@@ -72,6 +81,7 @@ class ImportReport:
 
     def __str__(self) -> str:
         domain = f" as {self.domain} data" if self.domain else ""
+        domain += f" labelled {self.label}" if self.label else ""
         kept = "imported" if self.split is None else "usable"
         summary = (
             f"{self.read} {self.unit} read, {self.imported} {kept}{domain}, "

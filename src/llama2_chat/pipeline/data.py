@@ -120,6 +120,7 @@ def _imported(name: str, entry: ImportedData, file: Path, report: dict[str, Any]
         file,
         kind=entry.kind,
         domain=entry.domain,
+        label=entry.label,
         split=entry.split,
         held_out_share=entry.held_out_share,
         report=counts,

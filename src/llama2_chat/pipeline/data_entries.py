@@ -10,7 +10,7 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, Field, create_model, field_validator, model_validator
 
-from llama2_chat.data_import import DEFAULT_HELD_OUT_SHARE, FormatName, Kind, Split
+from llama2_chat.data_import import DEFAULT_HELD_OUT_SHARE, FormatName, Kind, Label, Split, check_makes
 from llama2_chat.dialogue import Domain
 from llama2_chat.errors import did_you_mean
 from llama2_chat.pipeline.problems import validated
@@ -32,6 +32,7 @@ class ImportedData(StrictModel):
     path: str
     kind: Kind
     domain: Domain | None = None
+    label: Label | None = Field(None, description="Only the rows that a labelled set calls so")
     split: Split | None = Field(
         None, description="Only the rows of this part; the parts share no first user message"
     )
@@ -44,6 +45,11 @@ class ImportedData(StrictModel):
     )
     offset: int = Field(0, ge=0, description="Skip this many usable rows of the part that is taken")
     limit: int | None = Field(None, ge=1, description="Take at most this many usable rows")
+
+    @model_validator(mode="after")
+    def _format_makes(self) -> ImportedData:
+        check_makes(self.format, self.kind, self.label)
+        return self
 
     @model_validator(mode="after")
     def _share_of_a_split(self) -> ImportedData:

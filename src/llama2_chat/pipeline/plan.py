@@ -38,10 +38,15 @@ SIZE_OF_IMPORT: dict[FormatName, dict[Kind, tuple[float, float]]] = {
     "hh-rlhf": {"preferences": (1.0, 1.0), "dialogues": (1.0, 0.5), "prompts": (1.0, 0.25)},
     "pandalm": {"preferences": (1 / 15, 0.7), "dialogues": (1 / 15, 0.4), "prompts": (1 / 15, 0.2)},
     "oasst": {"preferences": (7.5, 2.1), "dialogues": (1.0, 0.2), "prompts": (4.8, 0.5)},
+    "xstest": {"prompts": (1.0, 0.6)},
+    "truthfulqa": {"preferences": (4.1, 0.8), "dialogues": (1.0, 0.2), "prompts": (1.0, 0.1)},
+    "toxigen": {"prompts": (1.0, 1.0)},
+    "bold": {"prompts": (120.0, 0.5)},
+    "diasafety": {"dialogues": (1 / 6, 0.6), "prompts": (1 / 6, 0.4)},
 }
 """Rows a line of the file, and text a byte of it, about as in the public sets: a row of HH-RLHF holds the dialogue
 twice, with either answer; a row of PandaLM stands on 12 lines, and a fifth of the rows is dropped; a tree of
-OpenAssistant gives many pairs."""
+OpenAssistant gives many pairs; a file of BOLD is one line, and its whole files hold more rows than this."""
 
 _NO_PASS = ("held_out", "sft_dialogues", "instructions", "temperature_prompts", "earlier_samples")
 """Fields whose rows no pass is made over: they are read once, or mixed in by a share of the stage's own rows."""

@@ -37,6 +37,7 @@ POLICY_MEASURES: dict[str, Measure] = {
     "kl_to_sft_nats": Measure("KL to SFT, nats"),
     "win_rate_vs_sft": Measure("win rate against SFT", "higher", percent=True),
     "independent_reward_mean": Measure("independent reward", "higher", own_scale=True),
+    "unsafe_refusal_rate": Measure("refusals, unsafe", "higher", percent=True),
     "false_refusal_rate.helpful": Measure("false refusals, helpful", "lower", percent=True),
     "false_refusal_rate.borderline": Measure("false refusals, borderline", "lower", percent=True),
     "incomplete_rate": Measure("incomplete answers", "lower", percent=True),
@@ -82,7 +83,7 @@ def estimates(evaluation: Mapping[str, Any]) -> dict[str, Estimate]:
     intervals = intervals if isinstance(intervals, Mapping) else {}
     found = {
         name: _with_interval(value, intervals.get(name))
-        for name, value in flat_numbers({k: v for k, v in evaluation.items() if k != "intervals"})
+        for name, value in flat_numbers({k: v for k, v in evaluation.items() if k not in ("intervals", "by_source")})
     }
     known = [name for name in POLICY_MEASURES if name in found]
     return {name: found[name] for name in (*known, *(n for n in found if n not in known))}
