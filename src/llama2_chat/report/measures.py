@@ -83,7 +83,9 @@ def estimates(evaluation: Mapping[str, Any]) -> dict[str, Estimate]:
     intervals = intervals if isinstance(intervals, Mapping) else {}
     found = {
         name: _with_interval(value, intervals.get(name))
-        for name, value in flat_numbers({k: v for k, v in evaluation.items() if k not in ("intervals", "by_source")})
+        for name, value in flat_numbers(
+            {k: v for k, v in evaluation.items() if k not in ("intervals", "by_source")}
+        )
     }
     known = [name for name in POLICY_MEASURES if name in found]
     return {name: found[name] for name in (*known, *(n for n in found if n not in known))}
