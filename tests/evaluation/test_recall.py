@@ -88,6 +88,27 @@ def test_a_measured_turn_leaves_no_trace_in_later_ones(monkeypatch: pytest.Monke
         assert later.messages[:6] == earlier.messages[:6]
 
 
+def test_what_is_graded_is_what_the_policy_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer on the way and every aside, each after the messages that it was an answer to."""
+    memory, graded = Forgetful(4), []
+    asked: list[tuple[str, ...]] = []
+    answer, grade = memory.answer, recall.grade
+
+    def recording_answer(messages: list[Message]) -> str:
+        asked.append(tuple(message.content for message in messages))
+        return answer(messages)
+
+    def recording_grade(messages: Any, text: str) -> Any:
+        graded.append(tuple(message.content for message in messages))
+        return grade(messages, text)
+
+    monkeypatch.setattr(memory, "answer", recording_answer)
+    monkeypatch.setattr(recall, "grade", recording_grade)
+    measured(memory, monkeypatch)
+    assert sorted(asked) == sorted(graded)
+    assert len(graded) == 40 * (len(TURNS) + 9)
+
+
 def test_dialogues_must_be_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserInputError, match=r"turn 20, but a dialogue has 10.*recall_turns"):
         measured(Forgetful(1), monkeypatch, turns=(2, 20))
