@@ -131,7 +131,7 @@ def _draw_scatter(axes: Axes, rows: Sequence[Row]) -> None:
             axes.scatter(xs, ys, s=11, color=colour, alpha=0.6, linewidths=0, label=label)
     axes.set_xlabel("score without the preprompt")
     axes.set_ylabel("with the preprompt")
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
 
 
 def _draw_scores(axes: Axes, columns: Mapping[str, Sequence[float]]) -> None:
