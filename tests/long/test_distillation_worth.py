@@ -61,9 +61,9 @@ def test_untargeted_distillation_refuses_what_is_harmless(run: Path) -> None:
     assert change(run, "untargeted", START, "true helpfulness")["high"] < 0
 
 
-def test_the_reward_model_keeps_most_false_refusals_out(run: Path) -> None:
-    """On all prompts, with its filter: fewer refusals of harmless prompts than without."""
-    assert change(run, "all_prompts", "untargeted", "harmless refused")["high"] < 0
+def test_the_reward_models_filter_does_not_replace_the_choice_of_prompts(run: Path) -> None:
+    """A safety reward model likes refusals of harmless questions: on all prompts its filter does not keep them out."""
+    assert change(run, "all_prompts", START, "harmless refused")["low"] > 0
 
 
 def test_answer_templates_score_higher_than_the_generic_preprompt(run: Path) -> None:
