@@ -126,6 +126,7 @@ def write_figure(scaling: Scaling, folder: Path) -> None:
         help_axes.set_ylim(0, 1)
         draw_lines(rates, scaling, {name: name for name in _RATES}, percent=True)
         rates.set_title("Violations and false refusals")
+        rates.set_ylim(bottom=0)
 
 
 def draw_lines(axes: Axes, scaling: Scaling, names: Mapping[str, str], *, percent: bool = False) -> None:
