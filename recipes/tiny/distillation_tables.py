@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 RECIPE = "context-distillation"
 START = "sft"
+MIX = "mixed_in_alone"
 ARMS = ("targeted", "without_templates", "without_reward_model", "all_prompts", "untargeted")
 WITHOUT, WITH = RLHF = ("rlhf_without_adversarial", "rlhf_with_adversarial")
 
@@ -87,7 +88,7 @@ def difference_rows(
             means = [mean(seed) for seed in by_seed]
             over_prompts = mean_interval([value for seed in by_seed for value in seed])
             yield (
-                f"{spoken(ours)} less {spoken(other)}: {name}",
+                f"{spoken(ours)}: {name}",
                 [
                     " / ".join(f"{value:+.3f}" for value in means),
                     f"{mean(means):+.3f}",
@@ -150,13 +151,14 @@ def spoken(name: str) -> str:
 
 def tables(runs: Sequence[Path]) -> str:
     """All tables, one after the other."""
-    arms = [(arm, START) for arm in ARMS]
-    parts = [seed_table(run, (START, *ARMS), list(MEASURES)) for run in runs]
-    parts.append(table("change", HEAD, dict(difference_rows(runs, arms, COMPARED))))
+    parts = [seed_table(run, (START, MIX, *ARMS), list(MEASURES)) for run in runs]
+    for other in (START, MIX):
+        arms = [(arm, other) for arm in ARMS]
+        parts.append(table(f"less {spoken(other)}", HEAD, dict(difference_rows(runs, arms, COMPARED))))
     parts += [selection_table(runs), preprompt_table(runs)]
     parts += [seed_table(run, RLHF, list(MEASURES)) for run in runs]
     adversarial = difference_rows(runs, [(WITH, WITHOUT)], list(MEASURES))
-    parts.append(table("change", HEAD, dict(adversarial)))
+    parts.append(table(f"less {spoken(WITHOUT)}", HEAD, dict(adversarial)))
     return "\n\n".join(parts)
 
 
@@ -184,7 +186,7 @@ def _draw_rates(axes: Axes, runs: Sequence[Path]) -> None:
     """Rates of the policies: a dot for each seed, a line through the means."""
     from llama2_chat.report.drawing import COLOURS, INK
 
-    policies = (START, *ARMS)
+    policies = (START, MIX, *ARMS)
     for place, name in enumerate(_DRAWN):
         shift = 0.2 * (place - 1)
         for y, policy in enumerate(policies):

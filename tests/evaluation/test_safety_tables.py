@@ -60,7 +60,7 @@ def test_measures_and_their_differences_by_hand(two_policies: Path) -> None:
     # The second harmless prompt is refused once in two samples.
     assert interval(run, "sft", "harmless refused")["mean"] == 0.25
     ((title, cells),) = difference_rows([run], [("targeted", "sft")], ["violations"])
-    assert title == "targeted less sft: violations"
+    assert title == "targeted: violations"
     # Deviation sqrt(1/3), 1.96 standard errors of four prompts: 0.566.
     assert cells == ["-0.500", "-0.500", "-1.066 to +0.066", "-"]
 

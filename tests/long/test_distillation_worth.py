@@ -84,7 +84,7 @@ def test_tables_and_figures_are_made(
     whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(whole_run), "--figures", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("\n\n") == 9
+    assert capsys.readouterr().out.count("\n\n") == 10
     sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
     assert sizes.keys() == {"adversarial_prompts.png", "context_distillation.png"}
     assert max(sizes.values()) < 200_000
