@@ -200,9 +200,9 @@ def _draw_rates(axes: Axes, runs: Sequence[Path]) -> None:
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(policies) - 0.5, -0.5)
     axes.set_xlim(left=-2)
-    axes.set_xlabel("per cent of held-out prompts; a dot a seed, a bar the mean")
+    axes.set_xlabel("% of held-out prompts (dots: seeds, bars: means)")
     axes.set_title("Violations and false refusals")
-    axes.legend(loc="lower right")
+    axes.legend(loc="center right")
 
 
 def _draw_scores(axes: Axes, run: Path, name: str, title: str) -> None:
