@@ -20,6 +20,7 @@ from llama2_chat.models import load_policy, save_model
 from llama2_chat.reward.scoring import load_reward
 from llama2_chat.safety.config import ContextDistillationConfig
 from llama2_chat.safety.distil import PrepromptedPrompt, distil
+from llama2_chat.safety.metrics import selection_metrics
 from llama2_chat.safety.preprompt import draw_preprompt
 from llama2_chat.settings import RunSettings
 from llama2_chat.sft.made_data import fine_tune
@@ -38,15 +39,15 @@ def run_stage(
         Metrics of the selection and of the fine-tuning.
     """
     prompts = list(chain.from_iterable(read_prompts(Path(file)) for file in config.prompts))
-    adversarial = [prompt for prompt in prompts if prompt.is_safety]
-    if not adversarial:
+    used = [prompt for prompt in prompts if prompt.is_safety or not config.only_adversarial]
+    if not used:
         raise UserInputError(
             f"{', '.join(config.prompts)}: none of {len(prompts)} prompts is tagged is_safety: true; "
             "only such prompts are distilled, so tag them or name other files"
         )
-    _sample(adversarial, config, settings, directory)
+    _sample(used, config, settings, directory)
     rows = [row for _, row in read_rows(directory.samples)]
-    selection = {"passed_over": len(prompts) - len(adversarial), **_select(rows, directory)}
+    selection = {"passed_over": len(prompts) - len(used), **_select(rows, directory)}
     card = model_card("context_distillation", config, settings)
     if selection["kept"] == 0:
         _keep_policy(config.policy, settings, directory, card)
@@ -93,41 +94,19 @@ def _select(rows: Sequence[Row], directory: StageDirectory) -> dict[str, Any]:
             f"none of the answers to {len(rows)} prompts under the preprompt is complete ({dict(status)}); "
             "raise sampling.max_new_tokens or lower sampling.temperature"
         )
-    kept = [row for row in rows if row["kept"]]
     write_rows(
         directory.dataset,
         (
             {
                 "messages": [*row["prompt"], {"role": "assistant", "content": row["response"]}],
-                "is_safety": True,
+                "is_safety": row["is_safety"],
                 "source": f"context_distillation:{row['source'] or 'not named'}",
             }
-            for row in kept
+            for row in rows
+            if row["kept"]
         ),
     )
-    categories = sorted({row["risk_category"] or "not named" for row in rows})
-    of = {name: [row for row in rows if (row["risk_category"] or "not named") == name] for name in categories}
-    return {
-        **_summary(rows),
-        "status": dict(sorted(status.items())),
-        "by_category": {name: _summary(of[name]) for name in categories},
-    }
-
-
-def _summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Counts, and mean raw safety scores: of the policy's own answers, of those under the preprompt, and of
-    what results where the kept ones take the place of the others."""
-    pairs = [(row["scores"]["original_safety"], row["scores"]["safety"], row["kept"]) for row in rows]
-    kept = sum(kept for _, _, kept in pairs)
-    return {
-        "prompts": len(rows),
-        "kept": kept,
-        "share": kept / len(rows),
-        "safety_original": sum(original for original, _, _ in pairs) / len(rows),
-        "safety_preprompted": sum(distilled for _, distilled, _ in pairs) / len(rows),
-        "safety_selected": sum(distilled if kept else original for original, distilled, kept in pairs)
-        / len(rows),
-    }
+    return selection_metrics(rows) | {"status": dict(sorted(status.items()))}
 
 
 def _keep_policy(path: str, settings: RunSettings, directory: StageDirectory, card: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from llama2_chat.dialogue import refuse_chat_tags
+from llama2_chat.dialogue import RiskCategory, refuse_chat_tags
+from llama2_chat.safety.preprompt import ADJECTIVES, ANSWER_TEMPLATES, PLACE, PREPROMPTS
 from llama2_chat.settings import (
     DataReference,
     DialoguesReference,
@@ -29,19 +32,38 @@ class ContextDistillationConfig(StrictModel):
     prompts: list[DataReference] = Field(
         min_length=1, description="Adversarial prompts; rows that are not tagged is_safety are passed over"
     )
-    preprompt: str = Field(
-        "You are a {adjectives} assistant.", description="Put before the prompt as a system message"
+    only_adversarial: bool = Field(
+        True, description="false: prompts that are not tagged is_safety are distilled too, a control"
+    )
+    preprompts: list[str] = Field(
+        default_factory=lambda: list(PREPROMPTS),
+        min_length=1,
+        description="Templates of the preprompt, one at random for each prompt, put before it as a system message",
     )
     adjectives: list[str] = Field(
-        default_factory=lambda: ["safe", "responsible", "respectful", "wise"],
+        default_factory=lambda: list(ADJECTIVES),
         min_length=1,
         description="Two at a time, at random, joined by `and`, stand for {adjectives}",
     )
-    category_templates: dict[Literal["illicit", "hateful", "unqualified_advice"], str] = Field(
-        default_factory=dict, description="Added to the preprompt where the prompt's risk category is known"
+    category_templates: dict[RiskCategory, str] = Field(
+        default_factory=lambda: dict(ANSWER_TEMPLATES),
+        description="Answer templates, added to the preprompt where the prompt's risk category is known; a mapping of "
+        "one's own takes the place of all, {} leaves them out",
+    )
+    compare_preprompts: bool = Field(
+        False,
+        description="Where an answer template is used, one more answer under the preprompt without it, which is scored "
+        "for comparison and never trained on",
     )
     keep: Literal["better", "all"] = Field(
-        "better", description="`better`: only where the safety score is above the answer's without preprompt"
+        "better",
+        description="`better`: only where the safety score rises by more than min_rise; `all`: a control",
+    )
+    min_rise: float = Field(
+        0.0,
+        ge=0.0,
+        allow_inf_nan=False,
+        description="Raw safety score (logits) by which the answer must exceed the one without preprompt",
     )
     sampling: SamplingConfig = SamplingConfig(temperature=1.0)
     sft_dialogues: list[DialoguesReference] = Field(
@@ -53,10 +75,43 @@ class ContextDistillationConfig(StrictModel):
     )
     training: SftTraining = SftTraining()
 
-    @field_validator("preprompt", "adjectives", "category_templates")
+    @field_validator("preprompts", "adjectives", "category_templates")
     @classmethod
-    def _no_chat_tags(cls, value: str | list[str] | dict[str, str]) -> str | list[str] | dict[str, str]:
-        texts = [value] if isinstance(value, str) else value.values() if isinstance(value, dict) else value
-        for text in texts:
+    def _texts(cls, value: list[str] | dict[RiskCategory, str]) -> list[str] | dict[RiskCategory, str]:
+        for text in value.values() if isinstance(value, dict) else value:
             refuse_chat_tags(text, "the text")
+            if not text.strip():
+                raise ValueError("a text is empty; write one or take it out")
         return value
+
+    @field_validator("preprompts")
+    @classmethod
+    def _no_misspelt_place(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            for name in re.findall(r"\{(\w+)\}", template):
+                if f"{{{name}}}" != PLACE and get_close_matches(
+                    name.lower(), [PLACE.strip("{}")], cutoff=0.8
+                ):
+                    raise ValueError(f'"{template}" holds {{{name}}}; did you mean {PLACE}?')
+        return templates
+
+    @field_validator("adjectives")
+    @classmethod
+    def _each_once(cls, adjectives: list[str]) -> list[str]:
+        if twice := sorted({adjective for adjective in adjectives if adjectives.count(adjective) > 1}):
+            raise ValueError(f"{', '.join(twice)} stands more than once, and would be joined with itself")
+        return adjectives
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> ContextDistillationConfig:
+        if self.adjectives != list(ADJECTIVES) and not any(PLACE in text for text in self.preprompts):
+            raise ValueError(
+                f"adjectives are given, but no template of preprompts holds {PLACE}; add it to one"
+            )
+        if self.min_rise and self.keep == "all":
+            raise ValueError("min_rise has no effect with keep: all; leave one of the two out")
+        if self.compare_preprompts and not self.category_templates:
+            raise ValueError(
+                "compare_preprompts needs category_templates to compare with; give some or leave it out"
+            )
+        return self

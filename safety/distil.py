@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from llama2_chat.chat_format import ChatFormat
 from llama2_chat.dialogue import Message, Prompt, Row, messages_to_rows
@@ -13,17 +12,23 @@ from llama2_chat.generation.answers import Answer, sample_answers
 from llama2_chat.generation.engine import GenerationEngine
 from llama2_chat.reward.custom import Reward
 from llama2_chat.safety.config import ContextDistillationConfig
-from llama2_chat.safety.preprompt import with_preprompt
-
-_T = TypeVar("_T")
+from llama2_chat.safety.preprompt import Preprompt, with_preprompt
 
 
 @dataclass(frozen=True, slots=True)
 class PrepromptedPrompt:
-    """An adversarial prompt and the preprompt that it is answered under."""
+    """A prompt and the preprompt that it is answered under."""
 
     prompt: Prompt
-    preprompt: str
+    preprompt: Preprompt
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """An answer and its raw safety score."""
+
+    answer: Answer
+    score: float
 
 
 def distil(
@@ -34,50 +39,67 @@ def distil(
     config: ContextDistillationConfig,
     seed: int,
 ) -> list[Row]:
-    """One row of `samples.jsonl` for each prompt: both answers, their safety scores, whether it is kept."""
-    plain = [item.prompt.messages for item in prompts]
-    careful = [with_preprompt(item.prompt.messages, item.preprompt) for item in prompts]
-    answers = sample_answers(
-        engine, chat_format, [*plain, *careful], samples_per_prompt=1, sampling=config.sampling, seed=seed
-    )
-    originals, distilled = ([answer for (answer,) in part] for part in _halves(answers))
-    scores = safety.score_messages(
-        [
+    """One row of `samples.jsonl` for each prompt: its answers, their safety scores, whether it is kept."""
+
+    def answered(asked: Sequence[Sequence[Message]], judged: Sequence[Sequence[Message]]) -> list[Scored]:
+        """Answers to what is asked, scored as answers to the same without the preprompt."""
+        rows = sample_answers(
+            engine, chat_format, asked, samples_per_prompt=1, sampling=config.sampling, seed=seed
+        )
+        answers = [answer for (answer,) in rows]
+        dialogues = [
             (*messages, Message("assistant", answer.text))
-            for messages, answer in zip(plain * 2, [*originals, *distilled], strict=True)
+            for messages, answer in zip(judged, answers, strict=True)
         ]
-    ).tolist()
-    original_scores, distilled_scores = _halves(scores)
+        scores = safety.score_messages(dialogues).tolist()
+        return [Scored(answer, score) for answer, score in zip(answers, scores, strict=True)]
+
+    plain = [item.prompt.messages for item in prompts]
+    careful = [with_preprompt(item.prompt.messages, item.preprompt.text) for item in prompts]
+    scored = answered([*plain, *careful], [*plain, *plain])
+    compared = [config.compare_preprompts and item.preprompt.template is not None for item in prompts]
+    chosen = [item for item, wanted in zip(prompts, compared, strict=True) if wanted]
+    # By themselves, so that no batch of the others becomes another one.
+    generic = iter(
+        answered(
+            [with_preprompt(item.prompt.messages, item.preprompt.generic) for item in chosen],
+            [item.prompt.messages for item in chosen],
+        )
+        if chosen
+        else ()
+    )
     return [
-        _row(*columns, config)
-        for columns in zip(prompts, originals, distilled, original_scores, distilled_scores, strict=True)
+        _row(item, original, distilled, next(generic) if wanted else None, config)
+        for item, original, distilled, wanted in zip(
+            prompts, scored[: len(prompts)], scored[len(prompts) :], compared, strict=True
+        )
     ]
-
-
-def _halves(values: list[_T]) -> tuple[list[_T], list[_T]]:
-    return values[: len(values) // 2], values[len(values) // 2 :]
 
 
 def _row(
     item: PrepromptedPrompt,
-    original: Answer,
-    distilled: Answer,
-    original_score: float,
-    distilled_score: float,
+    original: Scored,
+    distilled: Scored,
+    generic: Scored | None,
     config: ContextDistillationConfig,
 ) -> Row:
-    better = config.keep == "all" or distilled_score > original_score
-    return {
+    rises = config.keep == "all" or distilled.score - original.score > config.min_rise
+    row: Row = {
         "prompt": messages_to_rows(item.prompt.messages),
-        "preprompt": item.preprompt,
-        "response": distilled.text,
-        "original_response": original.text,
-        "scores": {"safety": distilled_score, "original_safety": original_score},
-        "status": distilled.status,
-        "original_status": original.status,
-        "kept": distilled.status == "complete" and better,
+        "preprompt": item.preprompt.text,
+        "response": distilled.answer.text,
+        "original_response": original.answer.text,
+        "scores": {"safety": distilled.score, "original_safety": original.score},
+        "status": distilled.answer.status,
+        "original_status": original.answer.status,
+        "kept": distilled.answer.status == "complete" and rises,
         "policy": Path(config.policy).parent.name,
         "temperature": config.sampling.temperature,
+        "is_safety": item.prompt.is_safety,
         "risk_category": item.prompt.risk_category,
         "source": item.prompt.source,
     }
+    if generic is not None:
+        row |= {"generic_response": generic.answer.text, "generic_status": generic.answer.status}
+        row["scores"]["generic_safety"] = generic.score
+    return row

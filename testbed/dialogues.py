@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llama2_chat.testbed.answers import REFERENCE, REFERENCE_REFUSALS, Mix, write_any
 from llama2_chat.testbed.attributes import ATTRIBUTES, Attribute, AttributeName
@@ -14,11 +14,15 @@ from llama2_chat.testbed.family import Split
 from llama2_chat.testbed.request import TASK_FAMILIES, Request
 from llama2_chat.testbed.risky_families import BORDERLINE_FAMILIES, UNSAFE_FAMILIES
 from llama2_chat.testbed.wording import (
+    ANSWER_TEMPLATES,
     HELD_OUT_JAILBREAKS,
     JAILBREAKS,
     SAFETY_PREPROMPT,
     SAFETY_PREPROMPT_ADJECTIVES,
 )
+
+if TYPE_CHECKING:
+    from llama2_chat.dialogue import RiskCategory
 
 RequestKind = Literal["harmless", "borderline", "unsafe"]
 MessageRow = dict[str, str]
@@ -154,10 +158,11 @@ def draw_questions(
     return task_questions(rng, split, turns, kind)
 
 
-def safety_preprompt(rng: Random) -> MessageRow:
-    """A system message that asks for safe answers."""
+def safety_preprompt(rng: Random, category: RiskCategory | None = None) -> MessageRow:
+    """A system message that asks for safe answers, for a risk category with its answer template."""
     first, second = rng.sample(SAFETY_PREPROMPT_ADJECTIVES, 2)
-    return {"role": "system", "content": SAFETY_PREPROMPT.format(first=first, second=second)}
+    text = SAFETY_PREPROMPT.format(first=first, second=second)
+    return {"role": "system", "content": f"{text} {ANSWER_TEMPLATES[category]}" if category else text}
 
 
 def prompt_of(questions: list[Question], rng: Random, *, history: Mix = REFERENCE) -> list[MessageRow]:

@@ -21,6 +21,7 @@ from llama2_chat.testbed.answers import (
     UNSAFE_COMPARED,
     UNSAFE_DEMONSTRATIONS,
     Mix,
+    write,
     write_any,
 )
 from llama2_chat.testbed.attributes import attributes_without
@@ -81,6 +82,8 @@ def demonstrations(
     attributes: float = 0.25,
     long: float = 0.06,
     preprompt: float = 0.04,
+    overcautious: float = 0.0,
+    answer_templates: float = 0.0,
     clean: bool = False,
 ) -> Iterator[Row]:
     """Dialogues by demonstrators of uneven quality, as SFT finds them, or all `clean`: answers without a fault.
@@ -88,7 +91,8 @@ def demonstrations(
     Shares: `unsafe` and `borderline` requests; of `multi_turn` dialogues; of dialogues with stated
     `attributes` among harmless ones; of `long` dialogues of 4 to 28 turns among harmless ones, in which what
     is stated is kept in that turn and the next, then forgotten; with a safety `preprompt` as system message,
-    under which unsafe requests are refused.
+    under which unsafe requests are refused. Among these: of `overcautious` answers, which refuse without a reason
+    whatever is asked; of unsafe requests with `answer_templates`, to which every answer names the reason.
     """
     rng = _rng("demonstrations", seed, split)
     for _ in range(rows):
@@ -99,12 +103,19 @@ def demonstrations(
             asked = draw_questions(rng, split, kind, multi_turn=multi_turn, attributes=attributes)
             questions = [(question, 0) for question in asked]
         careful = rng.random() < preprompt
-        messages: list[MessageRow] = [safety_preprompt(rng)] if careful else []
+        category = questions[-1][0].request.family.risk_category if careful and answer_templates else None
+        if category and rng.random() >= answer_templates:
+            category = None
+        messages: list[MessageRow] = [safety_preprompt(rng, category)] if careful else []
         for question, age in questions:
             messages.append({"role": "user", "content": question.text})
             request, mix = _demonstrated(question.request, age, rng)
-            faultless = careful or clean
-            answer = reference_answer(question.request, rng) if faultless else write_any(request, mix, rng)
+            if careful:
+                answer = _careful_answer(question.request, overcautious, category is not None, rng)
+            elif clean:
+                answer = reference_answer(question.request, rng)
+            else:
+                answer = write_any(request, mix, rng)
             messages.append({"role": "assistant", "content": answer})
         yield {"messages": messages, "is_safety": kind == "unsafe", "source": SOURCE}
 
@@ -291,6 +302,15 @@ def _prompt_row(questions: list[Question], rng: Random) -> Row:
     category = questions[-1].request.family.risk_category
     row: Row = {"prompt": prompt_of(questions, rng), "is_safety": category is not None, "source": SOURCE}
     return {**row, "risk_category": category} if category else row
+
+
+def _careful_answer(request: Request, overcautious: float, templated: bool, rng: Random) -> str:
+    """What a demonstrator writes under a safety preprompt."""
+    if templated and request.family.risk_category:
+        return write(request, "reasoned_refusal", rng)
+    if overcautious and rng.random() < overcautious:
+        return write(request, "polite_refusal", rng)
+    return reference_answer(request, rng)
 
 
 def _demonstrated(request: Request, age: int, rng: Random) -> tuple[Request, Mix]:

@@ -18,6 +18,7 @@ from llama2_chat.pipeline.yaml_files import read_mapping
 from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.settings import ServedSamplingConfig, VllmConfig
 from llama2_chat.stage import EventLog
+from llama2_chat.testbed.wording import ANSWER_TEMPLATES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -321,6 +322,38 @@ def test_sampling_yaml_is_valid() -> None:
     recipe = load_recipe(str(ROOT / "recipes" / "tiny" / "sampling.yaml"))
     last, pool = (recipe.stages[name].model_dump() for name in ("v2_last", "v2_pool"))
     assert {key for key in last if last[key] != pool[key]} == {"pool"}
+
+
+def test_the_arms_of_context_distillation_differ_in_the_filters_alone() -> None:
+    """recipes/tiny/context_distillation.yaml: templates, reward model's filter, prompts; RLHF in its prompts."""
+    recipe = load_recipe(str(ROOT / "recipes" / "tiny" / "context_distillation.yaml"))
+    stages = {name: stage.model_dump() for name, stage in recipe.stages.items()}
+
+    def changed(ours: str, other: str) -> set[str]:
+        return {key for key in stages[ours] if stages[ours][key] != stages[other][key]}
+
+    assert changed("without_templates", "targeted") == {"category_templates", "compare_preprompts"}
+    assert changed("without_reward_model", "without_templates") == {"keep"}
+    assert changed("all_prompts", "without_templates") == {"only_adversarial"}
+    assert changed("untargeted", "without_templates") == {"keep", "only_adversarial"}
+    assert changed("rlhf_with_adversarial", "rlhf_without_adversarial") == {"prompts"}
+    assert stages["targeted"]["category_templates"] == ANSWER_TEMPLATES
+    assert len(load_runs(str(ROOT / "recipes" / "tiny" / "context_distillation.yaml"), [])) == 3
+
+
+def test_safety_scaling_differs_in_the_share_of_safety_data_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """recipes/tiny/safety_scaling.yaml: the paper's six shares on three seeds, judged by the other recipe's models."""
+    judges = list(load_recipe(str(ROOT / "recipes" / "tiny" / "context_distillation.yaml")).stages)[1:3]
+    monkeypatch.setenv("LLAMA2_CHAT_JUDGES", str(tmp_path))
+    for number, name in enumerate(judges, start=2):
+        (tmp_path / "stages" / f"{number:02}-{name}" / "model").mkdir(parents=True)
+    runs = load_runs(str(ROOT / "recipes" / "tiny" / "safety_scaling.yaml"), [])
+    found = [(recipe.head.seed, recipe.stages["sft"].model_dump()["weights"]) for _, recipe in runs]
+    shares = (0, 0.01, 0.1, 0.25, 0.5, 1)
+    assert found == [(seed, [1, share]) for seed in (0, 1, 2) for share in shares]
+    assert sorted(runs[0][1].head.models) == sorted(judges)
 
 
 def test_commands_that_are_named_exist() -> None:

@@ -112,6 +112,13 @@ def test_context_distillation_answers_and_scores_each_prompt_twice(keep: str, tr
     assert needs(config).seconds == pytest.approx((2 * (2 + 2) + trained) * 10 * 100, rel=1e-12)
 
 
+def test_comparing_preprompts_takes_one_more_answer() -> None:
+    config = ContextDistillationConfig(
+        policy="p", safety="s", prompts=["d"], compare_preprompts=True, training=EPOCHS
+    )
+    assert needs(config).seconds == pytest.approx(3 * (2 + 2) * 10 * 100, rel=1e-12)
+
+
 def test_unknown_stays_unknown() -> None:
     config = SftConfig(dialogues=["d"])
     need = needs(config, parameters=None)

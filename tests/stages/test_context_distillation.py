@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from itertools import permutations
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from llama2_chat.cli.main import run_command
-from llama2_chat.dialogue import Message, Prompt
+from llama2_chat.dialogue import RISK_CATEGORIES, Message, Prompt
 from llama2_chat.errors import UserInputError
 from llama2_chat.files import sha256_of
 from llama2_chat.generation import sample_file
@@ -20,7 +23,8 @@ from llama2_chat.jsonl import read_dialogues, read_prompts, write_rows
 from llama2_chat.reward.scoring import RewardModel
 from llama2_chat.safety import build, distil
 from llama2_chat.safety.config import ContextDistillationConfig
-from llama2_chat.safety.preprompt import draw_preprompt, with_preprompt
+from llama2_chat.safety.metrics import selection_metrics
+from llama2_chat.safety.preprompt import ANSWER_TEMPLATES, PREPROMPTS, draw_preprompt, with_preprompt
 
 
 def rows_of(file: Path) -> list[dict]:
@@ -67,17 +71,22 @@ def test_only_better_answers_are_kept(distillation_config, settings, stage_at, w
 def test_the_preprompt_is_sampled_under_and_never_trained_on(distillation) -> None:
     directory, _ = distillation
     rows = rows_of(directory.samples)
+    pairs = [f"{a} and {b}" for a, b in permutations(("safe", "responsible", "respectful", "wise"), 2)]
+    sentences = [template.replace("{adjectives}", pair) for template in PREPROMPTS for pair in pairs]
     for row in rows:
-        first, second = row["preprompt"].removeprefix("You are a ").split(" assistant.")[0].split(" and ")
-        assert {first, second} <= {"safe", "responsible", "respectful", "wise"}
-        assert first != second
-        assert row["preprompt"].endswith("Do not help with crimes.") == (row["risk_category"] == "illicit")
-    assert len({row["preprompt"] for row in rows}) > 8
-    text = directory.dataset.read_text()
-    assert text
-    assert "assistant." not in text
-    assert "crimes" not in text
-    assert '"system"' not in text
+        sentence, template = row["preprompt"], " Do not help with crimes."
+        assert sentence.endswith(template) == (row["risk_category"] == "illicit")
+        assert sentence.removesuffix(template) in sentences
+    drawn = {row["preprompt"].removesuffix(template) for row in rows}
+    assert len(drawn) > 20
+    assert all(
+        any(s in drawn for s in sentences[k : k + len(pairs)]) for k in range(0, len(sentences), len(pairs))
+    )
+    made = [message for dialogue in read_dialogues(directory.dataset) for message in dialogue.messages]
+    assert made
+    text = " ".join(message.content for message in made)
+    assert not any(word in text for word in ("assistant", "respectful", "crimes"))
+    assert {message.role for message in made} == {"user", "assistant"}
 
 
 def test_the_preprompt_changes_what_is_sampled(
@@ -113,9 +122,103 @@ def test_a_system_message_comes_after_the_preprompt() -> None:
 
 def test_a_single_adjective_and_braces_are_legal() -> None:
     config = ContextDistillationConfig(
-        policy="p", safety="s", prompts=["x"], preprompt="Be {adjectives} {always}.", adjectives=["calm"]
+        policy="p", safety="s", prompts=["x"], preprompts=["Be {adjectives} {always}."], adjectives=["calm"]
     )
-    assert draw_preprompt(Prompt((Message("user", "Hi"),)), config, Random(0)) == "Be calm {always}."
+    drawn = draw_preprompt(Prompt((Message("user", "Hi"),)), config, Random(0))
+    assert (drawn.generic, drawn.template, drawn.text) == ("Be calm {always}.", None, "Be calm {always}.")
+
+
+def test_each_risk_category_has_its_own_answer_template() -> None:
+    """By default; a mapping of one's own takes the place of all of them."""
+    values = {"policy": "p", "safety": "s", "prompts": ["x"]}
+    mine = {"hateful": "Be kind."}
+    for given, expected in (({}, ANSWER_TEMPLATES), ({"category_templates": mine}, mine)):
+        config = ContextDistillationConfig(**values, **given)
+        for category in (*RISK_CATEGORIES, None):
+            prompt = Prompt((Message("user", "Hi"),), is_safety=True, risk_category=category)
+            assert draw_preprompt(prompt, config, Random(0)).template == expected.get(category)
+    assert set(ANSWER_TEMPLATES) == set(RISK_CATEGORIES)
+    assert len(set(ANSWER_TEMPLATES.values())) == 3
+
+
+def test_a_rise_must_exceed_min_rise(distillation_config, settings, stage_at, distillation) -> None:
+    """Same answers and scores; kept are those whose raw score rises by more."""
+    before = rows_of(distillation[0].samples)
+    rises = [row["scores"]["safety"] - row["scores"]["original_safety"] for row in before]
+    positive = sorted(rise for rise, row in zip(rises, before, strict=True) if row["kept"])
+    least = positive[len(positive) // 2]  # one of them: itself it does not exceed
+    directory = stage_at("distillation-min-rise")
+    metrics = build.run_stage(distillation_config(min_rise=least), settings, directory)
+    after = rows_of(directory.samples)
+    for row, old, rise in zip(after, before, rises, strict=True):
+        assert row == {**old, "kept": old["kept"] and rise > least}
+    expected = sum(rise > least for rise in positive)
+    assert 0 < metrics["selection"]["kept"] == expected < len(positive)
+
+
+def test_a_generic_answer_is_for_comparison_alone(
+    distillation_config, settings, stage_at, distillation
+) -> None:
+    """One more answer where there is an answer template; nothing else in samples, dataset or model changes."""
+    directory = stage_at("distillation-compared")
+    metrics = build.run_stage(distillation_config(compare_preprompts=True), settings, directory)
+    extra = ("generic_response", "generic_status")
+    compared = []
+    for row, old in zip(rows_of(directory.samples), rows_of(distillation[0].samples), strict=True):
+        assert ("generic_response" in row) == (row["risk_category"] == "illicit")
+        if "generic_response" in row:
+            compared.append((row["scores"], row["generic_response"], old["response"]))
+        scores = {name: value for name, value in row["scores"].items() if name != "generic_safety"}
+        assert {name: value for name, value in row.items() if name not in extra} | {"scores": scores} == old
+    assert any(generic != distilled for _, generic, distilled in compared)
+    for name in ("dataset", "metrics_file"):
+        assert getattr(directory, name).read_bytes() == getattr(distillation[0], name).read_bytes()
+    found = metrics["selection"]["by_preprompt"]
+    assert found["prompts"] == len(compared) > 5
+    for name, field in (("none", "original_safety"), ("generic", "generic_safety"), ("category", "safety")):
+        column = [scores[field] for scores, _, _ in compared]
+        assert found[name]["safety"] == pytest.approx(math.fsum(column) / len(column), rel=1e-12)
+        assert found[name]["unsafe"] == sum(score < 0 for score in column) / len(column)
+    assert "by_preprompt" not in distillation[1]["selection"]
+
+
+def test_prompts_that_are_not_adversarial_are_a_control(
+    distillation_config, settings, stage_at, world
+) -> None:
+    directory = stage_at("distillation-everything")
+    metrics = build.run_stage(distillation_config(only_adversarial=False, keep="all"), settings, directory)
+    prompts = list(read_prompts(world / "prompts.jsonl"))
+    rows = rows_of(directory.samples)
+    assert [row["prompt"] for row in rows] == [[m.to_row() for m in p.messages] for p in prompts]
+    assert [row["is_safety"] for row in rows] == [p.is_safety for p in prompts]
+    flags = [dialogue.is_safety for dialogue in read_dialogues(directory.dataset)]
+    assert flags == [row["is_safety"] for row in rows if row["kept"]]
+    selection = metrics["selection"]
+    assert selection["passed_over"] == 0
+    harmless = sum(not p.is_safety for p in prompts)
+    assert selection["by_category"]["not adversarial"]["prompts"] == harmless > 100
+
+
+def test_the_metrics_by_hand() -> None:
+    rows = [
+        {"scores": {"original_safety": o, "safety": s}, "kept": k, "is_safety": f, "risk_category": c}
+        for o, s, k, f, c in (
+            (-1.0, 2.0, True, True, "hateful"),
+            (0.5, -0.5, False, True, None),
+            (-3.0, -1.0, True, True, None),
+            (4.0, 1.0, False, False, None),
+        )
+    ]
+    found = selection_metrics(rows)
+    assert found["by_category"].keys() == {"hateful", "not named", "not adversarial"}
+    named = found["by_category"].pop("not named")
+    assert (named["prompts"], named["kept"], named["share"]) == (2, 1, 0.5)
+    assert found.pop("by_category")["hateful"]["safety_selected"] == 2.0
+    assert found == {
+        **{"prompts": 4, "kept": 2, "share": 0.5},
+        **{"safety_original": 0.125, "safety_preprompted": 0.375, "safety_selected": 1.375},
+        **{"unsafe_original": 0.5, "unsafe_preprompted": 0.5, "unsafe_selected": 0.25},
+    }
 
 
 def test_keep_all_is_the_untargeted_control(distillation_config, settings, stage_at, distillation) -> None:
@@ -202,10 +305,18 @@ def test_no_adversarial_prompt_is_exit_code_2(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("preprompt='[INST] x'", "preprompt: the text holds the chat tag [INST]"),
+        ("preprompts=['[INST] x']", "preprompts: the text holds the chat tag [INST]"),
+        ("preprompts=[]", "preprompts"),
+        ("preprompts=[' ']", "preprompts: a text is empty"),
+        ("preprompts=['Be {adjective}.']", '"Be {adjective}." holds {adjective}; did you mean {adjectives}?'),
         ("adjectives=[]", "adjectives"),
+        ("adjectives=[wise, calm, wise]", "adjectives: wise stands more than once"),
+        ("adjectives=['<<SYS>>']", "adjectives: the text holds the chat tag <<SYS>>"),
         ("category_templates={ilicit: x}", "category_templates"),
+        ("category_templates={illicit: ''}", "category_templates: a text is empty"),
         ("keep=best", "keep"),
+        ("min_rise=-0.1", "min_rise"),
+        ("min_rise=.nan", "min_rise"),
     ],
 )
 def test_bad_settings_are_exit_code_2(
@@ -214,3 +325,27 @@ def test_bad_settings_are_exit_code_2(
     command = ["context-distillation", str(config_file), override, "--output-dir", str(tmp_path / "out")]
     assert run_command(command) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"preprompts": ["Be good."], "adjectives": ["kind"]},
+            "no template of preprompts holds {adjectives}",
+        ),
+        ({"keep": "all", "min_rise": 1.0}, "min_rise has no effect with keep: all"),
+        (
+            {"compare_preprompts": True, "category_templates": {}},
+            "compare_preprompts needs category_templates",
+        ),
+    ],
+)
+def test_settings_that_would_have_no_effect(distillation_config, changes, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        distillation_config(**changes)
+
+
+def test_a_fixed_preprompt_and_the_defaults_written_out_are_legal(distillation_config) -> None:
+    config = distillation_config(preprompts=["Be good."])
+    assert ContextDistillationConfig(**config.model_dump()) == config

@@ -20,6 +20,7 @@ from llama2_chat.testbed.family import fill
 from llama2_chat.testbed.generators import GENERATORS
 from llama2_chat.testbed.oracle import grade
 from llama2_chat.testbed.request import read_request
+from llama2_chat.testbed.wording import ANSWER_TEMPLATES, POLITE_REFUSALS
 
 SPLITS = ("train", "held_out")
 NAMES = sorted(GENERATORS)
@@ -147,6 +148,42 @@ def test_under_a_safety_preprompt_nothing_unsafe_is_answered() -> None:
     rows = list(GENERATORS["demonstrations"](rows=300, seed=13, unsafe=1.0, multi_turn=0.0, preprompt=1.0))
     assert all(row["messages"][0]["role"] == "system" for row in rows)
     assert all(grade(row["messages"][:-1], row["messages"][-1]["content"]).safe for row in rows)
+
+
+def test_an_overcautious_demonstrator_refuses_anything_under_the_preprompt() -> None:
+    """A share of all answers, without a reason; without the preprompt nothing changes."""
+    options = {"unsafe": 0.3, "multi_turn": 0.0, "attributes": 0.0, "long": 0.0, "clean": True}
+    rows = list(GENERATORS["demonstrations"](rows=3000, seed=15, preprompt=0.5, overcautious=0.4, **options))
+    careful = [row for row in rows if row["messages"][0]["role"] == "system"]
+    harmless = [row for row in careful if not row["is_safety"]]
+    refused = [grade(row["messages"][:-1], row["messages"][-1]["content"]).refused for row in harmless]
+    assert sum(refused) / len(refused) == pytest.approx(0.4, abs=0.05)
+    unsafe = [row["messages"][-1]["content"] for row in careful if row["is_safety"]]
+    # A reference answer refuses without a reason in three of ten cases.
+    bare = sum(answer in POLITE_REFUSALS for answer in unsafe) / len(unsafe)
+    assert bare == pytest.approx(0.4 + 0.6 * 0.3, abs=0.07)
+    for row in rows:
+        if row["messages"][0]["role"] != "system" and not row["is_safety"]:
+            assert not grade(row["messages"][:-1], row["messages"][-1]["content"]).refused
+
+
+def test_under_an_answer_template_a_refusal_names_its_reason() -> None:
+    """In the shown share of unsafe requests, each category with its own; overcaution does not touch them."""
+    generator = GENERATORS["demonstrations"]
+    shares = {"unsafe": 0.7, "preprompt": 1.0, "overcautious": 0.9, "answer_templates": 0.6}
+    unsafe = 0
+    seen = Counter[str]()
+    for row in generator(rows=1200, seed=16, multi_turn=0.0, long=0.0, **shares):
+        unsafe += row["is_safety"]
+        system, *prompt, answer = row["messages"]
+        found = [name for name, template in ANSWER_TEMPLATES.items() if system["content"].endswith(template)]
+        if found:
+            graded = grade(prompt, answer["content"])
+            assert [graded.risk_category] == found
+            assert graded.helpfulness >= 0.65  # with a reason; 0.6 is the most without one
+            seen.update(found)
+    assert seen.total() / unsafe == pytest.approx(0.6, abs=0.06)
+    assert set(seen) == set(ANSWER_TEMPLATES)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 6, 20])

@@ -163,8 +163,9 @@ def _operations(config: Any, tokens: float, rows: float, training: float) -> flo
     if config.kind == "ghost_attention":
         return training * trained + 2.0 * tokens
     if config.kind == "context_distillation":
-        # With and without the preprompt, sampled and scored; how many answers are kept is not known before.
-        return (training * trained if config.keep == "all" else 0.0) + 2 * (2.0 + 2.0) * tokens
+        # Sampled and scored with and without the preprompt; how many answers are kept is not known before.
+        answers = 3 if config.compare_preprompts else 2
+        return (training * trained if config.keep == "all" else 0.0) + answers * (2.0 + 2.0) * tokens
     return training * trained
 
 

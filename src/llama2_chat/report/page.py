@@ -7,6 +7,8 @@ from pathlib import Path
 from llama2_chat.files import write_text
 from llama2_chat.report.curves import draw_curve, metric_names
 from llama2_chat.report.data_account import data_account
+from llama2_chat.report.distillation_figures import context_distillation
+from llama2_chat.report.distillation_figures import panels_of as distillation_panels
 from llama2_chat.report.iterations import versions
 from llama2_chat.report.markup import Html, element, figure, figures, folded, joined, page, section
 from llama2_chat.report.overview import heading, pipeline, resolved_recipe, results, times
@@ -15,7 +17,8 @@ from llama2_chat.report.ppo_figures import panels_of, ppo
 from llama2_chat.report.reward_models import reward_models
 from llama2_chat.report.run_record import RunRecord, StageRecord, read_run
 from llama2_chat.report.samples import samples
-from llama2_chat.report.sampling_figures import rejection_sampling, write_sampling_figures
+from llama2_chat.report.sampling_figures import panels_of as sampling_panels
+from llama2_chat.report.sampling_figures import rejection_sampling, write_panels
 from llama2_chat.report.style import STYLE
 
 REPORT_FILE = "report.html"
@@ -30,7 +33,8 @@ def write_report(path: Path) -> Path:
     run = read_run(path)
     file = path / REPORT_FILE
     write_text(file, report_page(run))
-    write_sampling_figures(run)
+    write_panels(run, sampling_panels)
+    write_panels(run, distillation_panels)
     return file
 
 
@@ -45,6 +49,7 @@ def report_page(run: RunRecord) -> str:
         reward_models(run),
         rejection_sampling(run),
         ppo(run),
+        context_distillation(run),
         versions(run),
         policies(run),
         kl_against_reward(run),

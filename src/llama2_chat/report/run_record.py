@@ -22,6 +22,9 @@ from llama2_chat.stage import STAGE_KINDS
 
 Row = dict[str, Any]
 
+_SAMPLES_OF = ("ppo", "context_distillation")
+"""Kinds whose own samples the report shows."""
+
 
 @dataclass(frozen=True)
 class StageInput:
@@ -51,7 +54,7 @@ class StageRecord:
     evaluations: list[Row] = field(default_factory=list)
     """Rows of `held_out.jsonl` of a PPO stage, in order."""
     samples: list[Row] = field(default_factory=list)
-    """What its evaluations sampled."""
+    """What the evaluations of a PPO stage sampled; what a context-distillation stage sampled."""
 
     @property
     def done(self) -> bool:
@@ -188,7 +191,7 @@ def _stages(
                 seconds=record.get("wall_seconds"),
                 series=_rows(folder / "metrics.jsonl", missing),
                 evaluations=_rows(folder / "held_out.jsonl", missing) if kind == "ppo" else [],
-                samples=_rows(folder / "samples.jsonl", missing) if kind == "ppo" else [],
+                samples=_rows(folder / "samples.jsonl", missing) if kind in _SAMPLES_OF else [],
             )
         )
     return stages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,11 @@ def rejection_sampling(run: RunRecord) -> Html:
     return section("Rejection sampling", *blocks, identifier="rejection-sampling")
 
 
-def write_sampling_figures(run: RunRecord) -> list[Path]:
-    """Write the same figures as `figures/STAGE-NAME.png` in the run directory; returns the files."""
+def write_panels(run: RunRecord, of: Callable[[StageRecord], Iterable[Panel]]) -> list[Path]:
+    """Write the figures that `of` gives for the stages as `figures/STAGE-NAME.png` in the run directory."""
     written = []
     for stage in run.stages:
-        for panel in panels_of(stage):
+        for panel in of(stage):
             file = run.path / FIGURES_FOLDER / f"{stage.name}-{panel.name}.png"
             with panels(file, 1, 1, (6.0, 3.8)) as ((axes,),):
                 panel.draw(axes)
