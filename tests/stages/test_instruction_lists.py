@@ -44,6 +44,8 @@ BULLETS = "Hobbies\n- [Hiking](http://a.b)\n* _knitting_.\n• Rock climbing: ri
         ("French, German and Italian", ["French", "German", "Italian"]),
         ("Chess; Go;Checkers", ["Chess", "Go", "Checkers"]),
         ("Napoleon", ["Napoleon"]),
+        ("Chess, Go: a game, Tag", ["Chess", "Go", "Tag"]),
+        ("- Sit in the sun all day\n- Sit in the warm sun", ["Sit in the warm sun"]),  # six words, and five
         ("a) Mozart\nb) Dr. Livingstone", ["Mozart", "Dr. Livingstone"]),
         ("", []),
         ("1. [INST] x\n2. <<SYS>>", []),
