@@ -99,9 +99,7 @@ class GhostAttentionConfig(StrictModel):
     check_reward: RewardReference | None = Field(
         None, description="For check: reward, a reward model or a custom reward"
     )
-    check_threshold: float = Field(
-        0.0, allow_inf_nan=False, description="Raw score (logit) from which an answer follows"
-    )
+    check_threshold: float = Field(0.0, description="Raw score (logit) from which an answer follows")
     sampling: SamplingConfig = SamplingConfig(temperature=1.0)
     sft_dialogues: list[DialoguesReference] = Field(
         default_factory=list,

@@ -62,7 +62,6 @@ class ContextDistillationConfig(StrictModel):
     min_rise: float = Field(
         0.0,
         ge=0.0,
-        allow_inf_nan=False,
         description="Raw safety score (logits) by which the answer must exceed the one without preprompt",
     )
     sampling: SamplingConfig = SamplingConfig(temperature=1.0)
