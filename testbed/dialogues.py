@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 RequestKind = Literal["harmless", "borderline", "unsafe"]
 MessageRow = dict[str, str]
 
+SOURCE = "testbed"
+"""The field `source` of every row."""
+
 _FAMILIES = {"harmless": TASK_FAMILIES, "borderline": BORDERLINE_FAMILIES, "unsafe": UNSAFE_FAMILIES}
 _JAILBREAK_SHARE = {"harmless": 0.03, "borderline": 0.1, "unsafe": 0.4}
 """A jailbreak wording proves nothing by itself: harmless requests carry one now and then."""
@@ -41,6 +44,12 @@ class Question:
 
     text: str
     request: Request
+
+
+def rng_of(name: str, seed: int, split: Split) -> Random:
+    """The random numbers of one generator."""
+    # A string seeds them through SHA-512, the same in every process.
+    return Random(f"{name}/{split}/{seed}")
 
 
 def log_uniform(rng: Random, low: int, high: int) -> int:

@@ -7,7 +7,7 @@ in other wordings, than any training row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -24,18 +24,22 @@ from llama2_chat.testbed.answers import (
     write,
     write_any,
 )
-from llama2_chat.testbed.attributes import attributes_without
+from llama2_chat.testbed.attribute_generators import (
+    attribute_dialogues,
+    instruction_dialogues,
+    instructions,
+)
 from llama2_chat.testbed.corpus import document
 from llama2_chat.testbed.dialogues import (
+    SOURCE,
     MessageRow,
     Question,
     RequestKind,
-    attribute_questions,
     draw_questions,
     prompt_of,
     reference_answer,
+    rng_of,
     safety_preprompt,
-    waiting_questions,
     wandering_questions,
 )
 from llama2_chat.testbed.family import Split
@@ -46,7 +50,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-SOURCE = "testbed"
 _BORDERLINE_REFUSED = 0.3
 _REMEMBERED_TURNS = 2
 _SAFETY_DOMAIN_MIX = {"unsafe": 0.7, "borderline": 0.18, "harmless": 0.12}
@@ -66,7 +69,7 @@ class AnnotationCounts:
 
 def pretraining_text(rows: int, seed: int, split: Split = "train") -> Iterator[Row]:
     """Documents of plain text, `{"text": …}`."""
-    rng = _rng("pretraining_text", seed, split)
+    rng = rng_of("pretraining_text", seed, split)
     for _ in range(rows):
         yield {"text": document(rng, split)}
 
@@ -94,7 +97,7 @@ def demonstrations(
     under which unsafe requests are refused. Among these: of `overcautious` answers, which refuse without a reason
     whatever is asked; of unsafe requests with `answer_templates`, to which every answer names the reason.
     """
-    rng = _rng("demonstrations", seed, split)
+    rng = rng_of("demonstrations", seed, split)
     for _ in range(rows):
         kind = _draw_kind(rng, {"unsafe": unsafe, "borderline": borderline})
         if kind == "harmless" and rng.random() < long:
@@ -140,7 +143,7 @@ def prompts(
         UserInputError: `rare` names no task family, or a share is outside [0, 1].
     """
     kept = _kept_shares(rare or {})
-    rng = _rng("prompts", seed, split)
+    rng = rng_of("prompts", seed, split)
     made = 0
     while made < rows:
         kind = _draw_kind(rng, {"unsafe": unsafe, "borderline": borderline})
@@ -163,72 +166,6 @@ def borderline_prompts(
     return prompts(rows, seed, split, unsafe=0.0, borderline=1.0, multi_turn=multi_turn)
 
 
-def attribute_dialogues(
-    rows: int, seed: int, split: Split = "train", *, turns: int = 2, stated: Split | None = None
-) -> Iterator[Row]:
-    """Dialogues of exactly `turns` turns: attributes stated in the first, asked for (or kept) in the last.
-
-    Every answer is a good one, the last included. With `stated` "train", held-out dialogues state values that
-    training shows, in wordings that it shows: then what they ask for is memory alone.
-    """
-    rng = _rng(f"attribute_dialogues {turns}", seed, split)
-    for _ in range(rows):
-        questions = attribute_questions(rng, split, turns, stated=stated)
-        answer = {"role": "assistant", "content": reference_answer(questions[-1].request, rng)}
-        yield {"messages": [*prompt_of(questions, rng), answer], "is_safety": False, "source": SOURCE}
-
-
-def instructions(
-    rows: int, seed: int, split: Split = "train", *, leave_out: Sequence[str] = ()
-) -> Iterator[Row]:
-    """Things to be kept throughout a dialogue, as Ghost Attention takes them, each with its short form.
-
-    None is of an attribute that `leave_out` names.
-
-    Raises:
-        UserInputError: `leave_out` names no attribute, or all of them.
-    """
-    attributes = attributes_without(leave_out)
-    rng = _rng("instructions", seed, split)
-    for _ in range(rows):
-        attribute = rng.choice(attributes)
-        value = attribute.draw(rng, split)
-        yield {
-            "instruction": attribute.instruct(value, rng, split),
-            "short": attribute.instruct(value, rng, split, short=True),
-            "group": attribute.name,
-            "source": SOURCE,
-        }
-
-
-def instruction_dialogues(
-    rows: int,
-    seed: int,
-    split: Split = "train",
-    *,
-    min_turns: int = 2,
-    max_turns: int = 20,
-    recalls: float = 0.75,
-    leave_out: Sequence[str] = (),
-) -> Iterator[Row]:
-    """Dialogues that wait for an instruction: questions with answers, and a last question without.
-
-    A share of `recalls` ends with a question that only its `group` of instructions answers, none of them of an
-    attribute that `leave_out` names. The number of turns is uniform.
-
-    Raises:
-        UserInputError: `leave_out` names no attribute, or all of them.
-    """
-    attributes = attributes_without(leave_out)
-    rng = _rng("instruction_dialogues", seed, split)
-    for _ in range(rows):
-        turns = rng.randint(min_turns, max_turns)
-        attribute = rng.choice(attributes) if rng.random() < recalls else None
-        questions = waiting_questions(rng, split, turns, attribute)
-        row: Row = {"messages": prompt_of(questions, rng), "is_safety": False, "source": SOURCE}
-        yield row if attribute is None else {**row, "group": attribute.name}
-
-
 def preferences(
     rows: int,
     seed: int,
@@ -245,7 +182,7 @@ def preferences(
     The helpfulness domain asks harmless questions, the safety domain mostly unsafe ones. `counts` is told
     how many pairs were kept and dropped.
     """
-    rng = _rng(f"preferences {domain}", seed, split)
+    rng = rng_of(f"preferences {domain}", seed, split)
     counts = counts if counts is not None else AnnotationCounts()
     mix = _SAFETY_DOMAIN_MIX if domain == "safety" else _HELPFULNESS_DOMAIN_MIX
     kept = 0
@@ -343,11 +280,6 @@ def _draw_kind(rng: Random, shares: Mapping[str, float]) -> RequestKind:
     if draw < unsafe:
         return "unsafe"
     return "borderline" if draw < unsafe + borderline else "harmless"
-
-
-def _rng(name: str, seed: int, split: Split) -> Random:
-    # A string seeds the generator through SHA-512, the same in every process.
-    return Random(f"{name}/{split}/{seed}")
 
 
 GENERATORS: dict[str, Callable[..., Iterator[Row]]] = {
