@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -82,7 +81,7 @@ class PretrainConfig(StrictModel):
             sources = 1 if isinstance(text, str) else len(text)
             if len(found) != sources:
                 raise ValueError(f"{len(found)} proportions for {sources} sources of text; give one for each")
-            if not all(math.isfinite(share) and share >= 0 for share in found) or not any(found):
+            if not all(share >= 0 for share in found) or not any(found):
                 raise ValueError(f"every proportion is a number from 0, at least one above 0; found {found}")
         return found
 

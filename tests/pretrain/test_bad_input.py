@@ -97,7 +97,7 @@ def test_a_source_that_is_not_there(attempt: Attempt) -> None:
     [
         ([1.0], "1 proportions for 2 sources of text; give one for each"),
         ([0.5, -0.5], "every proportion is a number from 0, at least one above 0; found [0.5, -0.5]"),
-        ([0.5, float("nan")], "every proportion is a number from 0, at least one above 0; found [0.5, nan]"),
+        ([0.5, float("nan")], "proportions.1: Input should be a finite number (found nan)"),
         ([0, 0.0], "at least one above 0"),
         (["0.5", 0.5], "should be a valid number"),
         (0.5, "should be a valid list"),

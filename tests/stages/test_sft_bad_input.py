@@ -151,8 +151,9 @@ def test_an_empty_file(sft: Sft, config: Path, key: str, content: bytes) -> None
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("weights=[.nan]", "weights: every weight is from 0 to 100, at least one above 0"),
-        ("weights=[.inf]", "weights: every weight is from 0 to 100, at least one above 0"),
+        ("weights=[.nan]", "weights.0: Input should be a finite number (found nan)"),
+        ("weights=[.inf]", "weights.0: Input should be a finite number (found inf)"),
+        ("weights=[-1]", "weights: every weight is from 0 to 100, at least one above 0"),
         ("weights=[1.0, 1.0]", "weights: 2 weights for 1 files of dialogues; give one for each"),
         ("counts=[-1]", "counts.0: Input should be greater than or equal to 0 (found -1)"),
         ("counts=[0]", "counts: every count is 0; give at least one above 0, or null for a whole file"),
