@@ -196,6 +196,9 @@ class NumbersFormat:
     def decode_response(self, token_ids: Sequence[int]) -> str:
         return " ".join(map(str, token_ids))
 
+    def first_control(self, token_ids: Sequence[int]) -> None:
+        """None of them is taken for one."""
+
 
 class TokenScorer(RewardScorer):
     """Scores such text."""

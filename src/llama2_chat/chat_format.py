@@ -45,6 +45,10 @@ class ChatFormat(Protocol):
         """Text of sampled ids up to the stop token, stripped."""
         ...
 
+    def first_control(self, ids: Sequence[int]) -> int | None:
+        """The place of the first control token before the stop token; it has no text, so no text shows it."""
+        ...
+
 
 def build_chat_format(name: Literal["llama2", "tokenizer"], tokenizer: ChatTokenizer) -> ChatFormat:
     """The chat format that a recipe names; `tokenizer` is from then on saved with that format's template."""
@@ -97,6 +101,10 @@ class Llama2ChatFormat:
         """See `ChatFormat.decode_response`."""
         return _decode_response(ids, self.stop_id, self.tokenizer)
 
+    def first_control(self, ids: Sequence[int]) -> int | None:
+        """See `ChatFormat.first_control`."""
+        return _first_control(ids, self.stop_id, self.tokenizer)
+
 
 class TokenizerChatFormat:
     """The tokenizer's own chat template.
@@ -143,6 +151,10 @@ class TokenizerChatFormat:
     def decode_response(self, ids: Sequence[int]) -> str:
         """See `ChatFormat.decode_response`."""
         return _decode_response(ids, self.stop_id, self.tokenizer)
+
+    def first_control(self, ids: Sequence[int]) -> int | None:
+        """See `ChatFormat.first_control`."""
+        return _first_control(ids, self.stop_id, self.tokenizer)
 
     def _pieces(self, messages: Sequence[Message]) -> list[list[int]]:
         """Ids between the answers' boundaries: prompt, answer, prompt, …, and last what follows."""
@@ -198,6 +210,10 @@ class InstructedChatFormat:
         """See `ChatFormat.decode_response`."""
         return self.inner.decode_response(ids)
 
+    def first_control(self, ids: Sequence[int]) -> int | None:
+        """See `ChatFormat.first_control`."""
+        return self.inner.first_control(ids)
+
     def _instructed(self, messages: Sequence[Message]) -> list[Message]:
         place = next(place for place, message in enumerate(messages) if message.role == "user")
         first = Message("user", f"{self.instruction} {messages[place].content}")
@@ -224,3 +240,12 @@ def _decode_response(ids: Sequence[int], stop_id: int, tokenizer: ChatTokenizer)
     if stop_id in kept:
         kept = kept[: kept.index(stop_id)]
     return tokenizer.decode(kept).strip()
+
+
+def _first_control(ids: Sequence[int], stop_id: int, tokenizer: ChatTokenizer) -> int | None:
+    for place, token in enumerate(ids):
+        if token == stop_id:
+            return None
+        if token in tokenizer.control_ids:
+            return place
+    return None

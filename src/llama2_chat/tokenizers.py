@@ -38,6 +38,8 @@ class ChatTokenizer(Protocol):
     padding_id: int
     """A legal id other than EOS; it only ever stands under a mask."""
     vocab_size: int
+    control_ids: frozenset[int]
+    """The ids of control pieces; that of the unknown piece is none of them."""
     chat_template: str | None
     """The Jinja template that `save` writes. A chat format sets it to its own when it is built."""
 
@@ -118,6 +120,8 @@ class HuggingFaceTokenizer:
         self.eos_id: int = tokenizer.eos_token_id
         self.vocab_size: int = len(tokenizer)
         self.padding_id = _padding_id(self.eos_id, (tokenizer.pad_token_id, tokenizer.unk_token_id))
+        unknown = {tokenizer.unk_token_id} - {self.eos_id}
+        self.control_ids = frozenset(control_pieces(tokenizer).values()) - unknown
         self._check_control_pieces()
 
     @property
@@ -196,6 +200,7 @@ class SentencePieceTokenizer:
             raise UserInputError(f"{file}: the tokenizer has no EOS piece, so no answer could ever end")
         self.vocab_size: int = self._processor.get_piece_size()
         self.padding_id = _padding_id(self.eos_id, (self._processor.pad_id(), self._processor.unk_id()))
+        self.control_ids = frozenset(filter(self._processor.is_control, range(self.vocab_size)))
 
     @property
     def bos_id(self) -> int:

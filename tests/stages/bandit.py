@@ -160,7 +160,9 @@ class Bandit:
                 StageDirectory(directory, EventLog(directory / "events.jsonl")),
                 models=models,
                 prompts=PROMPTS,
-                chat_format=SimpleNamespace(stop_id=STOP, decode_response=text_of),
+                chat_format=SimpleNamespace(
+                    stop_id=STOP, decode_response=text_of, first_control=lambda _: None
+                ),
                 scorer=self.scorer,
                 padding_id=PADDING,
             ).run()

@@ -44,7 +44,9 @@ def test_the_order_differs_by_epoch_and_seed() -> None:
 
 def test_equal_prompts_and_later_iterations_get_samples_of_their_own(tiny_llama) -> None:
     engine = TransformersEngine(tiny_llama(), stop_id=2, padding_id=0)
-    chat_format = SimpleNamespace(decode_response=lambda ids: " ".join(map(str, ids)))
+    chat_format = SimpleNamespace(
+        decode_response=lambda ids: " ".join(map(str, ids)), first_control=lambda _: None
+    )
     prompt = EncodedPrompt(Prompt((Message("user", "Hi"),)), [1, 5, 6])
     other = EncodedPrompt(Prompt((Message("user", "Ho"),)), [1, 7])
 
@@ -106,7 +108,9 @@ def test_settings_that_cannot_be_meant(changes: dict[str, object], message: str)
 
 def test_a_part_of_the_batch_gets_the_same_answers(tiny_llama) -> None:
     engine = TransformersEngine(tiny_llama(), stop_id=2, padding_id=0)
-    chat_format = SimpleNamespace(decode_response=lambda ids: " ".join(map(str, ids)))
+    chat_format = SimpleNamespace(
+        decode_response=lambda ids: " ".join(map(str, ids)), first_control=lambda _: None
+    )
     ids = [[1, 5, 6], [1, 7], [1, 5, 6], [1, 8, 9, 10], [1, 5, 6]]
     prompts = [EncodedPrompt(Prompt((Message("user", "Hi"),)), each) for each in ids]
 

@@ -272,6 +272,10 @@ def test_a_response_ends_at_the_stop_token_and_is_stripped(kind: str, request: p
     assert chat_format.decode_response([EOS]) == chat_format.decode_response([]) == ""
     # A control id in sampled text has no text of its own.
     assert chat_format.decode_response([*encode("a"), BOS, EOS]) == "a"
+    a = encode("a")
+    assert chat_format.first_control([*a, BOS, *a, EOS]) == len(a)
+    assert chat_format.first_control([*a, EOS, BOS]) is None
+    assert chat_format.first_control([*a, chat_format.tokenizer.encode("</s>")[0]]) is None
 
 
 @settings(max_examples=100, deadline=None)

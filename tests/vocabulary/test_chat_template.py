@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from llama2_chat.chat_format import TokenizerChatFormat, build_chat_format
 from llama2_chat.dialogue import CHAT_TAGS, Message
 from llama2_chat.errors import UserInputError
+from llama2_chat.generation.answers import to_answer
+from llama2_chat.generation.engine import Response
 from llama2_chat.tokenization import tokenize_dialogue
 from llama2_chat.tokenizers import HuggingFaceTokenizer, load_tokenizer
 
@@ -215,6 +217,17 @@ def test_a_response_ends_at_the_stop_token() -> None:
     chat_format = FORMATS["chatml"]
     encode = chat_format.tokenizer.encode
     assert chat_format.decode_response([*encode(" Hello \n"), END, *encode("\nmore")]) == "Hello"
+
+
+def test_a_control_token_in_a_response_ends_it() -> None:
+    """Without text of its own it would vanish, and the turn that it begins would be part of the answer."""
+    chat_format = FORMATS["chatml"]
+    encode = chat_format.tokenizer.encode
+    ids = [*encode("Hello"), START, *encode("user\nmore"), END]
+    answer = to_answer(Response(ids, [0.0] * len(ids), "stop"), chat_format)
+    assert (answer.text, answer.status) == ("Hello", "chat_tag")
+    ids = [*encode("Hello"), END]
+    assert to_answer(Response(ids, [0.0] * len(ids), "stop"), chat_format).status == "complete"
 
 
 def test_a_template_that_rewrites_earlier_text() -> None:

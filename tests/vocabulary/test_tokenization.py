@@ -30,6 +30,7 @@ class CharacterTokenizer:
     eos_id = ord(">")
     padding_id = 0
     vocab_size = 128
+    control_ids = frozenset({bos_id, eos_id})
     hf = None
     chat_template: str | None = None
 

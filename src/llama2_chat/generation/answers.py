@@ -16,9 +16,9 @@ from llama2_chat.settings import SamplingConfig
 class Answer:
     """A sampled answer.
 
-    `text` ends before the first chat tag. `status` says whether it may be trained on: only "complete"
-    answers may; the others were cut off at the length limit, held a chat tag, are empty, or were not sampled
-    at all because their question is too long for the model's context.
+    `text` ends before the first chat tag or control token. `status` says whether it may be trained on: only "complete"
+    answers may; the others were cut off at the length limit, held a chat tag or a control token (such as one that
+    begins another turn), are empty, or were not sampled at all because their question is too long for the context.
     """
 
     text: str
@@ -27,11 +27,12 @@ class Answer:
 
 
 def to_answer(response: Response, chat_format: ChatFormat) -> Answer:
-    """Decode a response; a chat tag in it ends it and is never obeyed."""
-    text = chat_format.decode_response(response.token_ids)
+    """Decode a response; a chat tag or a control token in it ends it and is never obeyed."""
+    control = chat_format.first_control(response.token_ids)
+    text = chat_format.decode_response(response.token_ids[:control])
     places = [place for tag in CHAT_TAGS if (place := text.find(tag)) >= 0]
-    if places:
-        return Answer(text[: min(places)].strip(), "chat_tag", response)
+    if places or control is not None:
+        return Answer(text[: min(places, default=None)].strip(), "chat_tag", response)
     if response.finish_reason == "length":
         return Answer(text, "cut_off", response)
     return Answer(text, "complete" if text else "empty", response)
