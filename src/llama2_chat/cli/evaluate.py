@@ -12,6 +12,7 @@ from llama2_chat.cli.evaluate_dialogues import attention, instructions
 from llama2_chat.errors import MissingFileError, UserInputError
 
 if TYPE_CHECKING:
+    from llama2_chat.evaluation.config import EvaluationConfig
     from llama2_chat.reward.scoring import RewardModel
 
 app = typer.Typer(help="Measure a reward model or a policy on held-out data.", no_args_is_help=True)
@@ -113,29 +114,21 @@ def policy(
         )
     if output_dir is not None:
         _check_writable(output_dir)
-    from pydantic import ValidationError
-
-    from llama2_chat.evaluation.config import EvaluationConfig
-    from llama2_chat.settings import BaseModelSource, RunSettings, SamplingConfig
-
-    try:
-        config = EvaluationConfig(
-            helpfulness=None if helpfulness is None else str(helpfulness),
-            safety=None if safety is None else str(safety),
-            prompts=[str(file) for file in prompts or []],
-            safety_prompts=[str(file) for file in safety_prompts or []],
-            borderline_prompts=[str(file) for file in borderline_prompts or []],
-            attribute_dialogues=[] if attribute_dialogues is None else [str(attribute_dialogues)],
-            independent=None if independent is None else str(independent),
-            samples_per_prompt=samples_per_prompt,
-            sampling=SamplingConfig(temperature=temperature, max_new_tokens=max_new_tokens),
-        )
-    except ValidationError as error:
-        problems = [str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()]
-        raise UserInputError("; ".join(problems)) from None
+    config = _policy_config(
+        helpfulness=helpfulness,
+        safety=safety,
+        independent=independent,
+        prompts=prompts or [],
+        safety_prompts=safety_prompts or [],
+        borderline_prompts=borderline_prompts or [],
+        attribute_dialogues=[] if attribute_dialogues is None else [attribute_dialogues],
+        samples_per_prompt=samples_per_prompt,
+        sampling={"temperature": temperature, "max_new_tokens": max_new_tokens},
+    )
     from llama2_chat.evaluation.policy_report import policy_markdown
     from llama2_chat.evaluation.run import PolicyEvaluator
     from llama2_chat.models import chat_format_of
+    from llama2_chat.settings import BaseModelSource, RunSettings
 
     if chat_format is None:
         chat_format = "llama2" if gguf_file is not None else chat_format_of(model)
@@ -153,6 +146,26 @@ def policy(
         from llama2_chat.jsonl import write_rows
 
         write_rows(output_dir / "samples.jsonl", samples)
+
+
+def _policy_config(**options: Any) -> EvaluationConfig:
+    """The options as a recipe would have them; what is wrong with them is said without a traceback."""
+    from pydantic import ValidationError
+
+    from llama2_chat.evaluation.config import EvaluationConfig
+
+    def text(value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    fields = {
+        name: [text(one) for one in value] if isinstance(value, list) else text(value)
+        for name, value in options.items()
+    }
+    try:
+        return EvaluationConfig(**fields)
+    except ValidationError as error:
+        problems = [str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()]
+        raise UserInputError("; ".join(problems)) from None
 
 
 def _check_reward_input(
