@@ -1,4 +1,4 @@
-"""recipes/tiny/reward_tables.py against arithmetic by hand: intervals, paired differences, the layout of the tables."""
+"""recipes/tiny/reward_tables.py and tables.py against arithmetic by hand: intervals, differences, layout, exit code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from llama2_chat.dialogue import Message, Preference
 from llama2_chat.errors import MissingFileError
 from llama2_chat.recipes.tiny import reward_tables
 from llama2_chat.recipes.tiny.reward_tables import AVERAGE, RATING_COLUMNS, SAFETY_COLUMNS, Scored
+from llama2_chat.recipes.tiny.tables import exit_code, runs_of, seed_interval
 
 ASKED = (Message("user", "A pet?"),)
 PAIRS = [
@@ -52,8 +53,8 @@ def test_responses_below_a_half_are_counted_by_their_own_label() -> None:
 
 def test_the_interval_over_seeds_is_students() -> None:
     """Of 1, 2, 3: mean 2, deviation 1, half width 4.303 / sqrt(3) = 2.484."""
-    assert reward_tables.seed_interval([1.0, 2.0, 3.0], ".3f") == "-0.484 to 4.484"
-    assert reward_tables.seed_interval([1.0], ".3f") == "-"
+    assert seed_interval([1.0, 2.0, 3.0], ".3f") == "-0.484 to 4.484"
+    assert seed_interval([1.0], ".3f") == "-"
 
 
 def test_differences_are_taken_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +93,16 @@ def test_a_folder_without_a_finished_run_is_said(tmp_path: Path) -> None:
         MissingFileError, match=r"no summary\.json there or in sweep/\*/; name a finished run"
     ):
         reward_tables.tables(tmp_path)
+
+
+def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command's own code, 0 for one that gives none, 2 and one line for a user's mistake."""
+    assert [exit_code(lambda: 3), exit_code(lambda: None)] == [3, 0]
+
+    def mistaken() -> None:
+        runs_of(tmp_path)
+
+    assert exit_code(mistaken) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert printed.err.startswith(f"error: {tmp_path}: no summary.json")
