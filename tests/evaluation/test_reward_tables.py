@@ -13,7 +13,7 @@ from llama2_chat.dialogue import Message, Preference
 from llama2_chat.errors import MissingFileError
 from llama2_chat.recipes.tiny import reward_tables
 from llama2_chat.recipes.tiny.reward_tables import AVERAGE, RATING_COLUMNS, SAFETY_COLUMNS, Scored
-from llama2_chat.recipes.tiny.tables import exit_code, runs_of, seed_interval
+from llama2_chat.recipes.tiny.tables import difference_cells, exit_code, runs_of, seed_interval
 
 ASKED = (Message("user", "A pet?"),)
 PAIRS = [
@@ -69,6 +69,12 @@ def test_differences_are_taken_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> 
     ((name, cells),) = reward_tables.differences([Path("1"), Path("2")], "ours", "other", "safety", [AVERAGE])
     assert name == "average"
     assert cells == ["+50.0 / +0.0", "+25.00", "-24.00 to +74.00", "-292.65 to +342.65"]
+
+
+def test_cells_of_paired_differences() -> None:
+    """The same two seeds, to another digit: half widths 1.95996 · 50 / 2 = 48.999 and 12.706 · 25 = 317.65."""
+    cells = ["+50.000 / +0.000", "+25.000", "-23.999 to +73.999", "-292.650 to +342.650"]
+    assert difference_cells([[100.0, 0.0], [0.0, 0.0]]) == cells
 
 
 def test_the_scaling_table_has_a_row_for_each_size(tmp_path: Path) -> None:
