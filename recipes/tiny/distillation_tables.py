@@ -9,7 +9,6 @@ adversarial prompts (Fig. 14). The figures are `context_distillation.png` and `a
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 from llama2_chat.errors import UserInputError
 from llama2_chat.evaluation.statistics import Interval, mean, mean_interval, share_interval
 from llama2_chat.recipes.tiny.ppo_tables import Measure, Run
-from llama2_chat.recipes.tiny.reward_tables import runs_of, seed_interval, table
+from llama2_chat.recipes.tiny.tables import (
+    DIFFERENCE_HEAD,
+    difference_cells,
+    exit_code,
+    parser_of,
+    runs_of,
+    table,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,20 +91,7 @@ def difference_rows(
     for ours, other in pairs:
         for name in names:
             by_seed = [differences(run, ours, other, name) for run in runs]
-            means = [mean(seed) for seed in by_seed]
-            over_prompts = mean_interval([value for seed in by_seed for value in seed])
-            yield (
-                f"{spoken(ours)}: {name}",
-                [
-                    " / ".join(f"{value:+.3f}" for value in means),
-                    f"{mean(means):+.3f}",
-                    f"{over_prompts['low']:+.3f} to {over_prompts['high']:+.3f}",
-                    seed_interval(means, "+.3f"),
-                ],
-            )
-
-
-HEAD = ("each seed", "mean", "over prompts", "over seeds")
+            yield f"{spoken(ours)}: {name}", difference_cells(by_seed)
 
 
 def selection_table(runs: Sequence[Path]) -> str:
@@ -154,11 +147,12 @@ def tables(runs: Sequence[Path]) -> str:
     parts = [seed_table(run, (START, MIX, *ARMS), list(MEASURES)) for run in runs]
     for other in (START, MIX):
         arms = [(arm, other) for arm in ARMS]
-        parts.append(table(f"less {spoken(other)}", HEAD, dict(difference_rows(runs, arms, COMPARED))))
+        changes = dict(difference_rows(runs, arms, COMPARED))
+        parts.append(table(f"less {spoken(other)}", DIFFERENCE_HEAD, changes))
     parts += [selection_table(runs), preprompt_table(runs)]
     parts += [seed_table(run, RLHF, list(MEASURES)) for run in runs]
     adversarial = difference_rows(runs, [(WITH, WITHOUT)], list(MEASURES))
-    parts.append(table(f"less {spoken(WITHOUT)}", HEAD, dict(adversarial)))
+    parts.append(table(f"less {spoken(WITHOUT)}", DIFFERENCE_HEAD, dict(adversarial)))
     return "\n\n".join(parts)
 
 
@@ -219,28 +213,30 @@ def _draw_scores(axes: Axes, run: Path, name: str, title: str) -> None:
     axes.set_title(title)
 
 
+def show(run: Path, figures: Path | None) -> None:
+    """Print the tables of a run directory, and draw its figures if a folder is named.
+
+    Raises:
+        UserInputError: no run of this recipe is finished there.
+    """
+    runs = runs_of(run)
+    made_by = summary_of(runs[0])["recipe"]
+    if made_by != RECIPE:
+        raise UserInputError(f'{runs[0]}: the recipe is "{made_by}", not "{RECIPE}"')
+    print(tables(runs))
+    if figures is not None:
+        write_figures(runs, figures)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of the run directory that is named, and draw its figures if a folder is."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "run", type=Path, metavar="RUN", help=f"run directory of {RECIPE.replace('-', '_')}.yaml"
     )
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write the figures there")
     given = parser.parse_args(arguments)
-    try:
-        runs = runs_of(given.run)
-        made_by = summary_of(runs[0])["recipe"]
-        if made_by != RECIPE:
-            raise UserInputError(f'{runs[0]}: the recipe is "{made_by}", not "{RECIPE}"')
-        print(tables(runs))
-        if given.figures is not None:
-            write_figures(runs, given.figures)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: show(given.run, given.figures))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ answer (a language) and for those that the last question asks for.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from llama2_chat.cli.main import run_command
-from llama2_chat.errors import MissingFileError, UserInputError
+from llama2_chat.errors import MissingFileError
 from llama2_chat.jsonl import read_rows, write_rows
+from llama2_chat.recipes.tiny.tables import exit_code, parser_of
 from llama2_chat.testbed.generators import GENERATORS
 
 POLICIES = ("sft", "ghost_attention")
@@ -66,17 +66,11 @@ def measure(run: Path, output: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the figures of a run into a folder."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory of one seed")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for tables and figures")
     given = parser.parse_args(arguments)
-    try:
-        return measure(given.run, given.output)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: measure(given.run, given.output))
 
 
 if __name__ == "__main__":

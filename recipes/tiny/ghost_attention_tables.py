@@ -9,7 +9,6 @@ seeds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 from llama2_chat.errors import UserInputError
 from llama2_chat.evaluation.statistics import Interval, share_interval
 from llama2_chat.jsonl import read_rows
-from llama2_chat.recipes.tiny.reward_tables import runs_of, table
+from llama2_chat.recipes.tiny.tables import exit_code, parser_of, runs_of, table
 from llama2_chat.reward.metrics import paired_difference
 
 BASELINE, GATT = "sft", "ghost_attention"
@@ -160,19 +159,14 @@ def _cell(interval: Interval) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of the run directories that are named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="run directory of one seed, or of a sweep"
     )
     folders: list[Path] = parser.parse_args(arguments).runs
-    try:
-        print("\n\n".join(tables([run for folder in folders for run in runs_of(folder)])))
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(
+        lambda: print("\n\n".join(tables([run for folder in folders for run in runs_of(folder)])))
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ changes, prompt by prompt, against rejection sampling and against PPO with all i
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from llama2_chat.dialogue import Message
 from llama2_chat.errors import MissingFileError, UserInputError
 from llama2_chat.evaluation.statistics import Interval, mean, mean_interval, share_interval
 from llama2_chat.jsonl import read_rows
-from llama2_chat.recipes.tiny.reward_tables import seed_interval, table
+from llama2_chat.recipes.tiny.tables import DIFFERENCE_HEAD, difference_cells, exit_code, parser_of, table
 from llama2_chat.testbed.oracle import grade
 
 START, FULL = "rejection_sampling", "ppo"
@@ -163,25 +162,14 @@ def mean_table(runs: Sequence[Run]) -> str:
 
 def difference_table(runs: Sequence[Run], other: str) -> str:
     """Every run of PPO less `other`: each seed's, the mean, and its intervals over prompts and over seeds."""
-    head = ["each seed", "mean", "over prompts", "over seeds"]
-    return table(f"less {_spoken(other)}", head, dict(_differences(runs, other)))
+    return table(f"less {_spoken(other)}", DIFFERENCE_HEAD, dict(_differences(runs, other)))
 
 
 def _differences(runs: Sequence[Run], other: str) -> Iterator[tuple[str, list[str]]]:
     for policy in runs[0].policies[FIRST.index(FULL) :]:
         for name in COMPARED if policy != other else ():
             by_seed = [run.differences(policy, other, name) for run in runs]
-            means = [mean(seed) for seed in by_seed]
-            over_prompts = mean_interval([difference for seed in by_seed for difference in seed])
-            yield (
-                f"{_spoken(policy)}: {name}",
-                [
-                    " / ".join(f"{value:+.3f}" for value in means),
-                    f"{mean(means):+.3f}",
-                    f"{over_prompts['low']:+.3f} to {over_prompts['high']:+.3f}",
-                    seed_interval(means, "+.3f"),
-                ],
-            )
+            yield f"{_spoken(policy)}: {name}", difference_cells(by_seed)
 
 
 def tables(runs: Sequence[Run]) -> str:
@@ -201,17 +189,10 @@ def _spoken(stage: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of the run directories that are named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directory of one seed")
     folders: list[Path] = parser.parse_args(arguments).runs
-    try:
-        print(tables([Run(folder) for folder in folders]))
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(tables([Run(folder) for folder in folders])))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ questions: over pairs (would other held-out pairs give the same?) and over seeds
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,15 +20,12 @@ from pathlib import Path
 from safetensors import safe_open
 
 from llama2_chat.dialogue import RATINGS, Message, Preference
-from llama2_chat.errors import MissingFileError, UserInputError
 from llama2_chat.evaluation.statistics import mean, mean_interval
 from llama2_chat.jsonl import read_preferences
+from llama2_chat.recipes.tiny.tables import exit_code, parser_of, runs_of, seed_interval, table
 from llama2_chat.reward.metrics import accuracy_row, safety_class
 
 Column = tuple[str, Callable[[Preference], bool]]
-
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""97.5 % quantile of Student's t for the mean over so many seeds."""
 
 SAFE_FLAGGED = 0.005
 """At which recall is compared: the share of the safe responses that are taken for unsafe."""
@@ -100,13 +96,6 @@ def scored(run: Path, stage: str, domain: str) -> Scored:
     return Scored(pairs, scores[: len(pairs)], scores[len(pairs) :])
 
 
-def table(first: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [f"| {first} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
-    return "\n".join(lines)
-
-
 def accuracy_cell(points: Sequence[float]) -> str:
     """Accuracy and its interval over pairs."""
     row = accuracy_row(points)
@@ -147,16 +136,6 @@ def differences(
                 seed_interval([mean(seed) for seed in by_seed], "+.2f"),
             ],
         )
-
-
-def seed_interval(values: Sequence[float], style: str) -> str:
-    """Student's interval of the mean over seeds."""
-    if len(values) not in T_95:
-        return "-"
-    centre = mean(values)
-    deviation = math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
-    half = T_95[len(values)] * deviation / math.sqrt(len(values))
-    return f"{centre - half:{style}} to {centre + half:{style}}"
 
 
 DIFFERENCE_HEAD = ["each seed", "mean", "over pairs", "over seeds"]
@@ -253,19 +232,6 @@ def parameters(weights: Path) -> int:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
-def runs_of(run: Path) -> list[Path]:
-    """The runs of a sweep by seed, or the one run that there is.
-
-    Raises:
-        MissingFileError: none is finished.
-    """
-    runs = [file.parent for file in sorted(run.glob("sweep/*/summary.json"))]
-    runs = runs or [file.parent for file in run.glob("summary.json")]
-    if not runs:
-        raise MissingFileError(f"{run}: no summary.json there or in sweep/*/; name a finished run")
-    return runs
-
-
 def tables(run: Path) -> str:
     """All tables that a run has the models for."""
     runs = runs_of(run)
@@ -277,17 +243,10 @@ def tables(run: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of the run directory that is named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory of one of the two recipes")
     run: Path = parser.parse_args(arguments).run
-    try:
-        print(tables(run))
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(tables(run)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ answer that R_c puts first.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama2_chat.errors import UserInputError
 from llama2_chat.jsonl import read_rows
-from llama2_chat.recipes.tiny.reward_tables import runs_of, table
+from llama2_chat.recipes.tiny.tables import exit_code, parser_of, runs_of, table
 from llama2_chat.testbed.oracle import grade
 
 if TYPE_CHECKING:
@@ -140,21 +138,18 @@ def _with_interval(values_P: Tensor) -> str:
     return f"{values_P.mean():.3f} ({low.item():.3f} to {high.item():.3f})"
 
 
+def tables(runs: Sequence[Path]) -> str:
+    """All tables, one after the other."""
+    made = (best_of_table, temperature_table, policy_table, forgetting_table)
+    return "\n\n".join(one(runs) for one in made)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of the run directory that is named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory of sampling.yaml")
     run: Path = parser.parse_args(arguments).run
-    try:
-        runs = runs_of(run)
-        made = (best_of_table, temperature_table, policy_table, forgetting_table)
-        print("\n\n".join(one(runs) for one in made))
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(tables(runs_of(run))))
 
 
 if __name__ == "__main__":

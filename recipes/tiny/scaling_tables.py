@@ -8,16 +8,22 @@ alone with 95 % intervals over prompts. The figure is `safety_scaling.png` (Fig.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama2_chat.errors import UserInputError
-from llama2_chat.evaluation.statistics import mean, mean_interval
-from llama2_chat.recipes.tiny.distillation_tables import HEAD, cell, interval, points, summary_of
-from llama2_chat.recipes.tiny.reward_tables import runs_of, seed_interval, table
+from llama2_chat.evaluation.statistics import mean
+from llama2_chat.recipes.tiny.distillation_tables import cell, interval, points, summary_of
+from llama2_chat.recipes.tiny.tables import (
+    DIFFERENCE_HEAD,
+    difference_cells,
+    exit_code,
+    parser_of,
+    runs_of,
+    table,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,15 +91,8 @@ def difference_table(scaling: Scaling) -> str:
         for seed, run in scaling[last].items():
             after, before = (points(one, POLICY, name) for one in (run, scaling[first][seed]))
             by_seed.append([after[prompt] - before[prompt] for prompt in after])
-        means = [mean(seed) for seed in by_seed]
-        over_prompts = mean_interval([value for seed in by_seed for value in seed])
-        rows[name] = [
-            " / ".join(f"{value:+.3f}" for value in means),
-            f"{mean(means):+.3f}",
-            f"{over_prompts['low']:+.3f} to {over_prompts['high']:+.3f}",
-            seed_interval(means, "+.3f"),
-        ]
-    return table(f"{named(last)} less {named(first)}", HEAD, rows)
+        rows[name] = difference_cells(by_seed)
+    return table(f"{named(last)} less {named(first)}", DIFFERENCE_HEAD, rows)
 
 
 def value_of(run: Path, name: str) -> float:
@@ -149,23 +148,21 @@ def draw_lines(axes: Axes, scaling: Scaling, names: Mapping[str, str], *, percen
     axes.legend(loc="best")
 
 
+def show(run: Path, figures: Path | None) -> None:
+    """Print the tables of a run directory, and draw the figure if a folder is named."""
+    scaling = scaling_of(run)
+    print(tables(scaling))
+    if figures is not None:
+        write_figure(scaling, figures)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of the run directory that is named, and draw the figure if a folder is."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory of safety_scaling.yaml")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write the figure there")
     given = parser.parse_args(arguments)
-    try:
-        scaling = scaling_of(given.run)
-        print(tables(scaling))
-        if given.figures is not None:
-            write_figure(scaling, given.figures)
-    except UserInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: show(given.run, given.figures))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""recipes/tiny/reward_tables.py against arithmetic by hand: intervals, paired differences, the layout of the tables."""
+"""recipes/tiny/reward_tables.py and tables.py against arithmetic by hand: intervals, differences, layout, exit code."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from llama2_chat.dialogue import Message, Preference
 from llama2_chat.errors import MissingFileError
 from llama2_chat.recipes.tiny import reward_tables
 from llama2_chat.recipes.tiny.reward_tables import AVERAGE, RATING_COLUMNS, SAFETY_COLUMNS, Scored
+from llama2_chat.recipes.tiny.tables import difference_cells, exit_code, runs_of, seed_interval
 
 ASKED = (Message("user", "A pet?"),)
 PAIRS = [
@@ -52,8 +53,8 @@ def test_responses_below_a_half_are_counted_by_their_own_label() -> None:
 
 def test_the_interval_over_seeds_is_students() -> None:
     """Of 1, 2, 3: mean 2, deviation 1, half width 4.303 / sqrt(3) = 2.484."""
-    assert reward_tables.seed_interval([1.0, 2.0, 3.0], ".3f") == "-0.484 to 4.484"
-    assert reward_tables.seed_interval([1.0], ".3f") == "-"
+    assert seed_interval([1.0, 2.0, 3.0], ".3f") == "-0.484 to 4.484"
+    assert seed_interval([1.0], ".3f") == "-"
 
 
 def test_differences_are_taken_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +69,12 @@ def test_differences_are_taken_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> 
     ((name, cells),) = reward_tables.differences([Path("1"), Path("2")], "ours", "other", "safety", [AVERAGE])
     assert name == "average"
     assert cells == ["+50.0 / +0.0", "+25.00", "-24.00 to +74.00", "-292.65 to +342.65"]
+
+
+def test_cells_of_paired_differences() -> None:
+    """The same two seeds, to another digit: half widths 1.95996 · 50 / 2 = 48.999 and 12.706 · 25 = 317.65."""
+    cells = ["+50.000 / +0.000", "+25.000", "-23.999 to +73.999", "-292.650 to +342.650"]
+    assert difference_cells([[100.0, 0.0], [0.0, 0.0]]) == cells
 
 
 def test_the_scaling_table_has_a_row_for_each_size(tmp_path: Path) -> None:
@@ -92,3 +99,16 @@ def test_a_folder_without_a_finished_run_is_said(tmp_path: Path) -> None:
         MissingFileError, match=r"no summary\.json there or in sweep/\*/; name a finished run"
     ):
         reward_tables.tables(tmp_path)
+
+
+def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command's own code, 0 for one that gives none, 2 and one line for a user's mistake."""
+    assert [exit_code(lambda: 3), exit_code(lambda: None)] == [3, 0]
+
+    def mistaken() -> None:
+        runs_of(tmp_path)
+
+    assert exit_code(mistaken) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert printed.err.startswith(f"error: {tmp_path}: no summary.json")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.long
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "clean_sft.yaml"
 
 
 @pytest.fixture(scope="module", params=(0, 1, 2))
-def summary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def summary(request: pytest.FixtureRequest, finished_run: Callable[..., Path]) -> dict[str, Any]:
     """The results of a finished run."""
-    folder = tmp_path_factory.mktemp("clean_sft") / "run"
-    command = [sys.executable, "-m", "llama2_chat.cli.main", "run", str(RECIPE), f"seed={request.param}"]
-    subprocess.run([*command, "--output-dir", str(folder)], check=True)
+    folder = finished_run("clean_sft.yaml", seed=request.param)
     result: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return result
 

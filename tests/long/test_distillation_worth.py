@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,23 +19,12 @@ from llama2_chat.recipes.tiny.distillation_tables import (
 )
 
 pytestmark = pytest.mark.long
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "context_distillation.yaml"
-SEEDS = (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_run(finished_run: Callable[..., Path]) -> Path:
     """A finished run of all seeds; with LLAMA2_CHAT_DISTILLATION_RUN one that is kept there."""
-    kept = os.environ.get("LLAMA2_CHAT_DISTILLATION_RUN")
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("distillation") / "run"
-    command = [sys.executable, "-m", "llama2_chat.cli.main", "run", str(RECIPE), "--output-dir", str(folder)]
-    subprocess.run(command, check=True)
-    return folder
-
-
-@pytest.fixture(params=SEEDS)
-def run(request: pytest.FixtureRequest, whole_run: Path) -> Path:
-    return whole_run / "sweep" / f"seed={request.param}"
+    return finished_run("context_distillation.yaml", kept="LLAMA2_CHAT_DISTILLATION_RUN")
 
 
 def change(run: Path, ours: str, other: str, name: str) -> Interval:

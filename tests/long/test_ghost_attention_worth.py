@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,17 +21,12 @@ from llama2_chat.recipes.tiny.ghost_attention_tables import (
 )
 
 pytestmark = pytest.mark.long
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "ghost_attention.yaml"
 
 
 @pytest.fixture(scope="module", params=(0, 1, 2))
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(request: pytest.FixtureRequest, finished_run: Callable[..., Path]) -> Path:
     """A finished run; with LLAMA2_CHAT_GATT_RUNS one that is kept there."""
-    kept = os.environ.get("LLAMA2_CHAT_GATT_RUNS")
-    folder = Path(kept) / f"seed-{request.param}" if kept else tmp_path_factory.mktemp("gatt") / "run"
-    command = [sys.executable, "-m", "llama2_chat.cli.main", "run", str(RECIPE), f"seed={request.param}"]
-    subprocess.run([*command, "--output-dir", str(folder)], check=True)
-    return folder
+    return finished_run("ghost_attention.yaml", seed=request.param, kept="LLAMA2_CHAT_GATT_RUNS")
 
 
 def share(run: Path, policy: str, turn: int) -> float:

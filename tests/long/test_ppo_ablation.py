@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,18 +11,13 @@ from llama2_chat.evaluation.statistics import Interval, mean_interval
 from llama2_chat.recipes.tiny.ppo_tables import Run, main, tables
 
 pytestmark = pytest.mark.long
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "ppo_ablation.yaml"
 START = "rejection_sampling"
 
 
 @pytest.fixture(scope="module", params=(0, 1, 2))
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(request: pytest.FixtureRequest, finished_run: Callable[..., Path]) -> Run:
     """A finished run; with LLAMA2_CHAT_PPO_RUNS one that is kept there."""
-    kept = os.environ.get("LLAMA2_CHAT_PPO_RUNS")
-    folder = Path(kept) / f"seed-{request.param}" if kept else tmp_path_factory.mktemp("ppo_ablation") / "run"
-    command = [sys.executable, "-m", "llama2_chat.cli.main", "run", str(RECIPE), f"seed={request.param}"]
-    subprocess.run([*command, "--output-dir", str(folder)], check=True)
-    return Run(folder)
+    return Run(finished_run("ppo_ablation.yaml", seed=request.param, kept="LLAMA2_CHAT_PPO_RUNS"))
 
 
 def difference(run: Run, ours: str, other: str, name: str) -> Interval:

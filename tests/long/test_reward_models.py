@@ -3,8 +3,7 @@ outside the noise. What three seeds at full size leave open (whether a margin he
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from llama2_chat.recipes.tiny.reward_tables import RATING_COLUMNS, Scored, score
 from llama2_chat.reward.metrics import accuracy_row
 
 pytestmark = pytest.mark.long
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "reward_models.yaml"
 SMALL = (
     "sweep={}",
     "data.demonstrations.rows=3000",
@@ -27,12 +25,9 @@ HELPFULNESS, SAFETY = "helpfulness_small_margin", "safety_with_loss"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(finished_run: Callable[..., Path]) -> Path:
     """A finished run."""
-    folder = tmp_path_factory.mktemp("reward_models") / "run"
-    command = [sys.executable, "-m", "llama2_chat.cli.main", "run", str(RECIPE), *SMALL]
-    subprocess.run([*command, "--output-dir", str(folder)], check=True)
-    return folder
+    return finished_run("reward_models.yaml", *SMALL)
 
 
 @pytest.mark.parametrize(("stage", "domain"), [(HELPFULNESS, "helpfulness"), (SAFETY, "safety")])

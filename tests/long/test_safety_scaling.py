@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,23 +14,19 @@ from llama2_chat.recipes.tiny.distillation_tables import points
 from llama2_chat.recipes.tiny.scaling_tables import POLICY, Scaling, scaling_of
 
 pytestmark = pytest.mark.long
-RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "tiny"
 ENDS = {"seed": [0, 1, 2], "stages.sft.weights": [[1, 0], [1, 1]]}
 
 
 @pytest.fixture(scope="module")
-def scaling(tmp_path_factory: pytest.TempPathFactory) -> Scaling:
+def scaling(finished_run: Callable[..., Path]) -> Scaling:
     """Runs of both ends; with LLAMA2_CHAT_SCALING_RUN a finished run that is kept there."""
     if kept := os.environ.get("LLAMA2_CHAT_SCALING_RUN"):
         return scaling_of(Path(kept))
-    folder = tmp_path_factory.mktemp("scaling")
-    command = [sys.executable, "-m", "llama2_chat.cli.main", "run"]
-    judges = [str(RECIPES / "context_distillation.yaml"), "sweep={}", "seed=0", "--until", "safety_rm"]
-    subprocess.run([*command, *judges, "--output-dir", str(folder / "judges")], check=True)
-    ends = [str(RECIPES / "safety_scaling.yaml"), f"sweep={json.dumps(ENDS)}"]
-    environment = {**os.environ, "LLAMA2_CHAT_JUDGES": str(folder / "judges")}
-    subprocess.run([*command, *ends, "--output-dir", str(folder / "run")], check=True, env=environment)
-    return scaling_of(folder / "run")
+    judges = finished_run("context_distillation.yaml", "sweep={}", "seed=0", "--until", "safety_rm")
+    environment = {"LLAMA2_CHAT_JUDGES": str(judges)}
+    return scaling_of(
+        finished_run("safety_scaling.yaml", f"sweep={json.dumps(ENDS)}", environment=environment)
+    )
 
 
 def change(scaling: Scaling, seed: int, name: str) -> Interval:

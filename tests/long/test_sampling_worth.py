@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,13 @@ from llama2_chat.recipes.tiny.sampling_tables import RARE, main, searched
 from llama2_chat.rejection_sampling.best_of import expected_maximum, true_score_of_best
 
 pytestmark = pytest.mark.long
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny" / "sampling.yaml"
-SEEDS = (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of all seeds; with LLAMA2_CHAT_SAMPLING_RUN one that is kept there."""
+def whole_run(finished_run: Callable[..., Path]) -> Path:
+    """A finished run of all seeds; with LLAMA2_CHAT_SAMPLING_RUN the one that is kept there, as it is."""
     kept = os.environ.get("LLAMA2_CHAT_SAMPLING_RUN")
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("sampling") / "run"
-    if not kept:
-        command = [sys.executable, "-m", "llama2_chat.cli.main", "run", str(RECIPE), "--output-dir"]
-        subprocess.run([*command, str(folder)], check=True)
-    return folder
-
-
-@pytest.fixture(params=SEEDS)
-def run(request: pytest.FixtureRequest, whole_run: Path) -> Path:
-    return whole_run / "sweep" / f"seed={request.param}"
+    return Path(kept) if kept else finished_run("sampling.yaml")
 
 
 def evaluation(run: Path, policy: str) -> dict[str, Any]:

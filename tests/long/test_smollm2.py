@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import peft
@@ -15,27 +14,16 @@ from llama2_chat.chat_format import build_chat_format
 from llama2_chat.cli.main import run_command
 from llama2_chat.dialogue import Message
 from llama2_chat.models import load_base, save_model
-from llama2_chat.settings import BaseModelSource, RunSettings
+from llama2_chat.settings import RunSettings
 from llama2_chat.tokenizers import load_tokenizer
 
 pytestmark = pytest.mark.long
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TURNS = [("user", "What is 2 plus 2?"), ("assistant", "It is 4."), ("user", "And 3 plus 3?")]
 
 
-@pytest.fixture(scope="module")
-def settings() -> RunSettings:
-    root = Path(os.environ.get("LLAMA2_CHAT_MODELS", Path(__file__).parents[2] / "models")).resolve()
-    folder = root / "smollm2-135m"
-    if not (folder / GGUF).is_file():
-        pytest.skip(f"no {folder / GGUF}; make smollm2-135m fetches it")
-    source = BaseModelSource(path=str(folder), gguf_file=GGUF)
-    return RunSettings(base_model=source, chat_format="tokenizer", device="cpu")
-
-
-def test_prompts_are_those_of_the_models_own_template(settings: RunSettings) -> None:
-    tokenizer = load_tokenizer(settings.base_model.path, GGUF)
+def test_prompts_are_those_of_the_models_own_template(smollm2: RunSettings) -> None:
+    tokenizer = load_tokenizer(smollm2.base_model.path, smollm2.base_model.gguf_file)
     ours = build_chat_format("tokenizer", tokenizer).prompt_ids([Message(*turn) for turn in TURNS])
     theirs = tokenizer.hf.apply_chat_template(
         [{"role": role, "content": content} for role, content in TURNS],
@@ -47,10 +35,11 @@ def test_prompts_are_those_of_the_models_own_template(settings: RunSettings) -> 
     assert len(ours) > 40
 
 
-def test_the_saved_folder_loads_alone_and_computes_the_same(settings: RunSettings, tmp_path: Path) -> None:
-    model, tokenizer = load_base(settings), load_tokenizer(settings.base_model.path, GGUF)
+def test_the_saved_folder_loads_alone_and_computes_the_same(smollm2: RunSettings, tmp_path: Path) -> None:
+    model = load_base(smollm2)
+    tokenizer = load_tokenizer(smollm2.base_model.path, smollm2.base_model.gguf_file)
     assert model.num_parameters() == 134_515_008
-    save_model(model, tokenizer, tmp_path / "model", settings=settings, card="")
+    save_model(model, tokenizer, tmp_path / "model", settings=smollm2, card="")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     ids = torch.tensor([[1, 4093, 198, 1780, 314, 216, 34, 2]])
     with torch.no_grad():
@@ -64,10 +53,10 @@ def test_the_saved_folder_loads_alone_and_computes_the_same(settings: RunSetting
 
 
 def test_the_recipe_fine_tunes_an_adapter(
-    settings: RunSettings, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smollm2: RunSettings, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA2_CHAT_DATA", str(data_folder))
-    monkeypatch.setenv("LLAMA2_CHAT_MODELS", str(Path(settings.base_model.path).parent))
+    monkeypatch.setenv("LLAMA2_CHAT_MODELS", str(Path(smollm2.base_model.path).parent))
     run = tmp_path / "run"
     small = ["data.demonstrations.limit=6", "stages.sft.training.batch_size=2"]
     assert run_command(["run", "smollm2-135m", *small, "--until", "sft", "--output-dir", str(run)]) == 0
@@ -75,7 +64,7 @@ def test_the_recipe_fine_tunes_an_adapter(
     metrics = json.loads((stage / "done.json").read_text())["metrics"]
     assert metrics["loss_last"] < metrics["loss_first"]
     whole = AutoModelForCausalLM.from_pretrained(stage / "model")
-    adapted = peft.PeftModel.from_pretrained(load_base(settings), stage / "adapter")
+    adapted = peft.PeftModel.from_pretrained(load_base(smollm2), stage / "adapter")
     ids = torch.tensor([[1, 4093, 198, 1780, 314, 216, 34, 2]])
     with torch.no_grad():
         torch.testing.assert_close(

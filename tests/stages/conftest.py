@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,10 +14,12 @@ import yaml
 from score_server import Server
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llama2_chat import interruption
 from llama2_chat.ghost_attention import build as ghost_attention
 from llama2_chat.ghost_attention.config import GhostAttentionConfig
 from llama2_chat.jsonl import write_rows
 from llama2_chat.models import save_model
+from llama2_chat.ppo import loop
 from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.pretrain.tokenizer import train_tokenizer
 from llama2_chat.rejection_sampling import build
@@ -270,3 +275,44 @@ def server() -> Iterator[Server]:
     made = Server()
     yield made
     made.close()
+
+
+@pytest.fixture
+def dies_in_the_second_call(monkeypatch: pytest.MonkeyPatch):
+    """A function that makes one of a module's functions die once; the list it gives grows with every call."""
+
+    def make(module: ModuleType, name: str) -> list[int]:
+        calls: list[int] = []
+        original = getattr(module, name)
+
+        def called(*arguments, **options):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, name, called)
+        return calls
+
+    return make
+
+
+@pytest.fixture
+def stopped_in_the_fourth_iteration(monkeypatch: pytest.MonkeyPatch):
+    """A context in which PPO is stopped by SIGTERM in its fourth iteration; that it stopped is asserted."""
+
+    @contextmanager
+    def make():
+        original = loop.PpoLoop._iterate
+        with monkeypatch.context() as patch:
+
+            def iterate(self, iteration):
+                if iteration == 3:
+                    patch.setattr(interruption, "_requested", signal.SIGTERM)
+                return original(self, iteration)
+
+            patch.setattr(loop.PpoLoop, "_iterate", iterate)
+            with pytest.raises(interruption.Interrupted):
+                yield
+
+    return make

@@ -251,21 +251,12 @@ def test_a_policy_that_cannot_be_improved_stays_as_it_is(
 
 
 def test_a_killed_stage_ends_with_the_same_bytes(
-    distillation_config, settings, stage_at, monkeypatch
+    distillation_config, settings, stage_at, monkeypatch, dies_in_the_second_call
 ) -> None:
     monkeypatch.setattr(sample_file, "ITEMS_PER_CHUNK", 30)
     whole, killed = stage_at("distillation-whole"), stage_at("distillation-killed")
     metrics = build.run_stage(distillation_config(), settings, whole)
-    calls = []
-    original = build.distil
-
-    def dies_in_the_second_chunk(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(build, "distil", dies_in_the_second_chunk)
+    calls = dies_in_the_second_call(build, "distil")
     with pytest.raises(KeyboardInterrupt):
         build.run_stage(distillation_config(), settings, killed)
     assert build.run_stage(distillation_config(), settings, killed) == metrics

@@ -201,19 +201,10 @@ def test_original_history_samples_the_last_answer_only(ghost_config, settings, s
 
 
 def test_killed_while_sampling_ends_with_the_same_bytes(
-    ghost, ghost_config, settings, stage_at, monkeypatch
+    ghost, ghost_config, settings, stage_at, dies_in_the_second_call
 ) -> None:
     directory = stage_at("ghost-killed-sampling")
-    sampled = []
-    original = build.sample_rows
-
-    def dies_in_the_second_chunk(*arguments):
-        sampled.append(1)
-        if len(sampled) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    monkeypatch.setattr(build, "sample_rows", dies_in_the_second_chunk)
+    sampled = dies_in_the_second_call(build, "sample_rows")
     with pytest.raises(KeyboardInterrupt):
         build.run_stage(ghost_config(), settings, directory)
     partial = directory.samples.with_name("samples.jsonl.partial")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 
 import peft
 import pytest
@@ -12,7 +11,6 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from llama2_chat import interruption
 from llama2_chat.files import sha256_of
 from llama2_chat.models import load_policy, load_reward_model
 from llama2_chat.ppo import learners, loop
@@ -177,20 +175,11 @@ def test_the_first_values_of_an_own_trunk_are_0(models_of, rewards, settings, lo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_byte(
-    settings, stage_at, runs, ppo_config, monkeypatch, kind: str
+    settings, stage_at, runs, ppo_config, stopped_in_the_fourth_iteration, kind: str
 ) -> None:
     directory, (whole, metrics) = stage_at(f"ppo-models-{kind}-interrupted"), runs(kind)
-    original = loop.PpoLoop._iterate
-
-    def interrupted_in_the_fourth(self, iteration):
-        if iteration == 3:
-            monkeypatch.setattr(interruption, "_requested", signal.SIGTERM)
-        return original(self, iteration)
-
-    monkeypatch.setattr(loop.PpoLoop, "_iterate", interrupted_in_the_fourth)
-    with pytest.raises(interruption.Interrupted):
+    with stopped_in_the_fourth_iteration():
         run_stage(ppo_config(**KINDS[kind]), settings, directory)
-    monkeypatch.undo()
     assert run_stage(ppo_config(**KINDS[kind]), settings, directory) == metrics
     assert directory.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
     assert sha256_of(directory.model) == sha256_of(whole.model)

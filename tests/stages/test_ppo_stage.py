@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llama2_chat import interruption
 from llama2_chat.errors import TrainingError, UserInputError
 from llama2_chat.files import sha256_of
 from llama2_chat.jsonl import write_rows
@@ -108,26 +106,17 @@ def test_accumulated_micro_batches_equal_one_batch(settings, stage_at, ppo_confi
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_to_the_byte(
-    settings, stage_at, ppo, ppo_config, monkeypatch
+    settings, stage_at, ppo, ppo_config, stopped_in_the_fourth_iteration
 ) -> None:
     """A run stopped by a signal and continued against one that ran through: weights and metrics."""
     directory = stage_at("ppo-interrupted")
-    original = loop.PpoLoop._iterate
-
-    def interrupted_in_the_fourth(self, iteration):
-        if iteration == 3:
-            monkeypatch.setattr(interruption, "_requested", signal.SIGTERM)
-        return original(self, iteration)
-
-    monkeypatch.setattr(loop.PpoLoop, "_iterate", interrupted_in_the_fourth)
-    with pytest.raises(interruption.Interrupted):
+    with stopped_in_the_fourth_iteration():
         run_stage(ppo_config(), settings, directory)
     assert sorted(folder.name for folder in directory.checkpoints.iterdir()) == [
         "checkpoint-2",
         "checkpoint-3",
     ]
     assert len(records(directory)) == 3
-    monkeypatch.undo()
     assert run_stage(ppo_config(), settings, directory) == ppo[1]
     assert directory.metrics_file.read_bytes() == ppo[0].metrics_file.read_bytes()
     assert sha256_of(directory.model) == sha256_of(ppo[0].model)

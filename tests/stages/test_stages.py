@@ -188,27 +188,17 @@ def test_rejection_sampling_keeps_the_best_complete_sample(rejection) -> None:
 
 
 def test_sampling_resumes_with_the_same_bytes(
-    settings, stage_at, rejection, rejection_config, monkeypatch
+    settings, stage_at, rejection, rejection_config, dies_in_the_second_call
 ) -> None:
     """Sampling stopped half-way and continued against sampling that ran through."""
     directory = stage_at("rejection-resumed")
-    sampled = []
-    original = sample.sample_answers
-
-    def dies_in_the_second_chunk(*arguments, **options):
-        sampled.append(1)
-        if len(sampled) == 2:
-            raise KeyboardInterrupt
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(sample, "sample_answers", dies_in_the_second_chunk)
+    dies_in_the_second_call(sample, "sample_answers")
     config = rejection_config()
     with pytest.raises(KeyboardInterrupt):
         build.run_stage(config, settings, directory)
     partial = directory.samples.with_name("samples.jsonl.partial")
     with partial.open("a") as stream:
         stream.write('{"prompt": [{"role": "us')  # what a kill in the middle of a write leaves
-    monkeypatch.setattr(sample, "sample_answers", original)
     build.run_stage(config, settings, directory)
     assert directory.samples.read_bytes() == rejection[0].samples.read_bytes()
     assert directory.dataset.read_bytes() == rejection[0].dataset.read_bytes()

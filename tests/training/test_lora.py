@@ -63,12 +63,18 @@ def test_the_adapter_depends_on_the_seed_alone(tiny_llama) -> None:
     assert adapter(1) != adapter(2)
 
 
-def test_a_merged_model_computes_what_the_adapted_one_did(tiny_llama) -> None:
-    ids = torch.tensor([[1, 7, 9, 30, 5]])
-    adapted = with_adapter(tiny_llama(), LoraConfig(rank=4), 0)
+def with_random_adapter(model):
+    """An adapter that changes what the model computes, as a fresh one does not."""
+    adapted = with_adapter(model, LoraConfig(rank=4), 0)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
+    return adapted
+
+
+def test_a_merged_model_computes_what_the_adapted_one_did(tiny_llama) -> None:
+    ids = torch.tensor([[1, 7, 9, 30, 5]])
+    adapted = with_random_adapter(tiny_llama())
     before = adapted(input_ids=ids).logits
     whole = merged(adapted)
     assert type(whole) is type(tiny_llama())
@@ -181,10 +187,7 @@ def test_weights_in_training_are_never_shared(tiny_llama) -> None:
 
 def test_the_disabled_adapter_computes_the_base_to_the_bit(tiny_llama) -> None:
     ids = torch.tensor([[1, 7, 9, 30, 5]])
-    adapted = with_adapter(tiny_llama(), LoraConfig(rank=4), 0)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+    adapted = with_random_adapter(tiny_llama())
     before = adapted(input_ids=ids).logits
     with adapter_disabled(adapted):
         assert torch.equal(adapted(input_ids=ids).logits, tiny_llama()(input_ids=ids).logits)
