@@ -27,6 +27,7 @@ from llama2_chat.ghost_attention.instructions import (
     read_grouped_dialogues,
     read_instructions,
 )
+from llama2_chat.progress import track
 from llama2_chat.settings import SamplingConfig
 from llama2_chat.testbed.oracle import grade
 
@@ -34,6 +35,8 @@ Checker = Literal["programs", "testbed"]
 Place = Literal["first_user", "system"]
 _TESTBED_ASKED = ("name", "persona", "hobby")
 """Attributes that no answer shows unless it is asked for them."""
+_AT_ONCE = 64
+"""Conversations sampled together; progress is told after each such batch, and no answer depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,12 @@ def obey(
     """Sample every task's conversation greedily and check its answers."""
     sampling = sampling.model_copy(update={"temperature": 0.0})
     conversations = [task.conversation(place) for task in tasks]
-    sampled = sample_conversations(engine, chat_format, conversations, sampling=sampling, seed=0)
+    sampled: list[SampledConversation] = []
+    with track("conversations", total=len(tasks), unit="conversations") as progress:
+        for start in range(0, len(tasks), _AT_ONCE):
+            batch = conversations[start : start + _AT_ONCE]
+            sampled += sample_conversations(engine, chat_format, batch, sampling=sampling, seed=0)
+            progress.advance(len(batch))
     return [
         _checked(task, conversation, result, checker)
         for task, conversation, result in zip(tasks, conversations, sampled, strict=True)

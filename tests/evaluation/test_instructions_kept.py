@@ -107,6 +107,19 @@ def test_each_instruction_is_tried_equally_often_and_by_its_group(tmp_path: Path
     assert counts == {(False, "Answer in capitals."): 6, (False, "Be short."): 6, (True, "Be short."): 6}
 
 
+def test_conversations_are_sampled_in_batches_with_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five conversations, two at a time: the same in the same order as at once, and how far it is is told."""
+    tasks = tasks_of(tmp_path, [row(f"Question {number}?") for number in range(5)], [CAPITALS])
+    at_once = obeyed(Obedient(span=1), tasks, monkeypatch)
+    capsys.readouterr()
+    monkeypatch.setattr(instructions, "_AT_ONCE", 2)
+    assert obeyed(Obedient(span=1), tasks, monkeypatch) == at_once
+    assert [one.task.questions[0] for one in at_once] == [f"Question {number}?" for number in range(5)]
+    assert "conversations: 5 of 5 conversations (100%)" in capsys.readouterr().err
+
+
 def test_dialogues_are_cut_or_go_on_with_the_next_ones(tmp_path: Path) -> None:
     dialogues = [row("a", "b", "c", "d"), row("e"), row("x", group="length"), row("f", "g")]
     tasks = tasks_of(tmp_path, dialogues, [CAPITALS, SHORT], turns=3)
