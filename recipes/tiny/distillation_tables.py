@@ -1,4 +1,4 @@
-"""Tables and figures of docs/results.md from a run of `context_distillation.yaml`.
+"""Tables and figures of docs/results/safety.md from a run of `context_distillation.yaml`.
 
 python recipes/tiny/distillation_tables.py RUN [--figures FOLDER]
 

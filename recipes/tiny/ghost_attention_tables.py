@@ -1,4 +1,4 @@
-"""Tables of docs/results.md from runs of `ghost_attention.yaml`, one a seed or a sweep over seeds.
+"""Tables of docs/results/ghost-attention.md from runs of `ghost_attention.yaml`, one a seed or a sweep over seeds.
 
 python recipes/tiny/ghost_attention_tables.py RUN [RUN ...]
 

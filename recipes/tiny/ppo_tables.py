@@ -1,4 +1,4 @@
-"""Tables of docs/results.md from runs of `ppo_ablation.yaml`, one run a seed.
+"""Tables of docs/results/ppo.md from runs of `ppo_ablation.yaml`, one run a seed.
 
 python recipes/tiny/ppo_tables.py RUN [RUN ...]
 

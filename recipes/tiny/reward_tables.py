@@ -1,4 +1,4 @@
-"""Tables of docs/results.md from a run of `reward_models.yaml` or `reward_scaling.yaml`, all its seeds together.
+"""Tables of docs/results/reward.md from a run of `reward_models.yaml` or `reward_scaling.yaml`, all its seeds together.
 
 python recipes/tiny/reward_tables.py RUN
 

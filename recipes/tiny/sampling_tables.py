@@ -1,4 +1,4 @@
-"""Tables of docs/results.md from a run of `sampling.yaml`, a column for each seed.
+"""Tables of docs/results/sampling.md from a run of `sampling.yaml`, a column for each seed.
 
 python recipes/tiny/sampling_tables.py RUN
 

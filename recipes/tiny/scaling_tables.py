@@ -1,4 +1,4 @@
-"""Tables and the figure of docs/results.md from a run of `safety_scaling.yaml`.
+"""Tables and the figure of docs/results/safety.md from a run of `safety_scaling.yaml`.
 
 python recipes/tiny/scaling_tables.py RUN [--figures FOLDER]
 

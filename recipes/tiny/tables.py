@@ -1,4 +1,4 @@
-"""What the scripts that print the tables of docs/results.md share: tables, differences over seeds, the command line."""
+"""What the scripts that print the tables of docs/results/ share: tables, differences over seeds, the command line."""
 
 from __future__ import annotations
 

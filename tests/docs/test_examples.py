@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     [
         *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
-        *(*ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("recipes/*/README.md")),
+        *(*ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("recipes/*/README.md")),
     ]
 )
 

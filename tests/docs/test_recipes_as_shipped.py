@@ -11,11 +11,11 @@ import yaml
 
 from llama2_chat.cli.main import run_command
 from llama2_chat.pipeline.data import prepare_data
+from llama2_chat.pipeline.data_entries import ImportedData
 from llama2_chat.pipeline.recipe import Recipe, load_recipe, packaged_recipes
 from llama2_chat.pipeline.stage_config import load_stage_config
 from llama2_chat.pipeline.sweep import load_runs
 from llama2_chat.pipeline.yaml_files import read_mapping
-from llama2_chat.ppo.config import PpoConfig
 from llama2_chat.stage import EventLog
 from llama2_chat.testbed.wording import ANSWER_TEMPLATES
 
@@ -61,33 +61,31 @@ def test_single_stage_configurations_are_valid(name: str, inputs_there: None, tm
     assert data["demonstrations"]["limit"] <= data["held_out_dialogues"]["offset"]
 
 
-def test_ppo_alone_is_valid(inputs_there: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """recipes/smollm2-135m/ppo.yaml: loaded as the command loads it, with the reward models of a run of reward.yaml."""
-    reward_recipe = load_recipe(str(RECIPES / "smollm2-135m" / "reward.yaml"))
-    run = tmp_path / "run"
-    make_model_folders(run, reward_recipe.stages)
-    monkeypatch.setenv("LLAMA2_CHAT_REWARD_RUN", str(run))
-    file = RECIPES / "smollm2-135m" / "ppo.yaml"
-    config, settings = load_stage_config(file, "ppo", made_data=tmp_path / "data")
-    assert isinstance(config, PpoConfig)
-    assert config.policy == settings.base_model.path
-    assert config.helpfulness == str(run / "stages" / "01-helpfulness_rm" / "model")
-    assert config.safety == str(run / "stages" / "02-safety_rm" / "model")
-    assert config.training.lora is not None
-    names = ("prompts", "adversarial_prompts")
-    assert config.prompts == [str(tmp_path / "data" / f"{name}.jsonl") for name in names]
+@pytest.mark.parametrize("stage", ["rejection_sampling", "ppo"])
+def test_recipes_on_reward_models_of_another_run_are_valid(
+    stage: str, inputs_there: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """{rejection_sampling,ppo}.yaml of smollm2-135m: reward models of a run of reward.yaml, new questions to judge."""
+    folder = RECIPES / "smollm2-135m"
+    reward = load_recipe(str(folder / "reward.yaml"))
+    monkeypatch.setenv("LLAMA2_CHAT_REWARD_RUN", str(tmp_path / "run"))
+    make_model_folders(tmp_path / "run", reward.stages)
+    recipe = load_recipe(str(folder / f"{stage}.yaml"))
+    assert sorted(recipe.head.models) == sorted(reward.stages)
+    assert [recipe.kind_of(name) for name in recipe.stages] == [stage]
+    held_out = recipe.data["held_out_prompts"]
+    assert isinstance(held_out, ImportedData)
+    shares = {entry.held_out_share for entry in reward.data.values() if isinstance(entry, ImportedData)}
+    assert (held_out.split, {held_out.held_out_share}) == ("held_out", shares)
 
 
-def test_rejection_sampling_on_real_prompts_is_valid(
+def test_rejection_sampling_on_real_prompts_samples_64(
     inputs_there: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """recipes/smollm2-135m/rejection_sampling.yaml: its reward models are those of a run of reward.yaml."""
-    folder = RECIPES / "smollm2-135m"
-    stages = list(load_recipe(str(folder / "reward.yaml")).stages)
+    """recipes/smollm2-135m/rejection_sampling.yaml: 48 helpful and 16 harmful prompts."""
     monkeypatch.setenv("LLAMA2_CHAT_REWARD_RUN", str(tmp_path / "run"))
-    make_model_folders(tmp_path / "run", stages)
-    recipe = load_recipe(str(folder / "rejection_sampling.yaml"))
-    assert sorted(recipe.head.models) == sorted(stages)
+    make_model_folders(tmp_path / "run", ["helpfulness_rm", "safety_rm"])
+    recipe = load_recipe(str(RECIPES / "smollm2-135m" / "rejection_sampling.yaml"))
     limits = [recipe.data[name].limit for name in ("helpful_prompts", "harmful_prompts")]  # type: ignore[union-attr]
     assert sum(limits) == 64
 

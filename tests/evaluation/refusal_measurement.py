@@ -147,7 +147,7 @@ def weighted_intervals(
 
 
 def main() -> None:
-    """Print the table of docs/results.md."""
+    """Print the table of docs/results/safety.md."""
     rows = labelled(Path(os.environ["LLAMA2_CHAT_DATA"]))
     for half in HALVES:
         part = [row for row in rows if row.text.half == half]

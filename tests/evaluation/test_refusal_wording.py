@@ -73,7 +73,7 @@ def test_the_labelled_answers(rows: list[measurement.Labelled], data_folder: Pat
 
 
 def test_precision_and_recall_on_the_test_half(rows: list[measurement.Labelled]) -> None:
-    """The counts of docs/results.md; whoever changes the rules measures again and writes the new ones there."""
+    """The counts of docs/results/safety.md; whoever changes the rules measures again and writes the new ones there."""
     half = [row for row in rows if row.text.half == "test"]
     counts = measurement.agreement(half, is_refusal)
     assert (counts.found, counts.wrong, counts.missed) == (47, 15, 15)

@@ -1,4 +1,4 @@
-"""Few clean demonstrations against many noisy ones, on three seeds: what the table in docs/results.md claims."""
+"""Few clean demonstrations against many noisy ones, on three seeds: what the table in docs/results/sft.md claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""recipes/tiny/ppo_ablation.yaml on three seeds: what docs/results.md says of PPO's ingredients and holds on each."""
+"""recipes/tiny/ppo_ablation.yaml on three seeds: what docs/results/ppo.md says of PPO's ingredients and holds on each."""
 
 from __future__ import annotations
 

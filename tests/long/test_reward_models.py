@@ -1,4 +1,4 @@
-"""recipes/tiny/reward_models.yaml at reduced size, one seed: what docs/results.md says of reward models and holds well
+"""recipes/tiny/reward_models.yaml at reduced size, one seed: what docs/results/reward.md says of reward models and holds well
 outside the noise. What three seeds at full size leave open (whether a margin helps) is not asserted."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""recipes/tiny/sampling.yaml on three seeds: what docs/results.md says of sampling and holds on each."""
+"""recipes/tiny/sampling.yaml on three seeds: what docs/results/sampling.md says of sampling and holds on each."""
 
 from __future__ import annotations
 
