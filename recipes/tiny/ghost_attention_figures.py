@@ -1,4 +1,4 @@
-"""Figures of docs/results/ghost-attention.md from one run of `ghost_attention.yaml`: what is kept, and what is attended to.
+"""Figures of docs/results/ghost-attention.md from one run of `ghost_attention.yaml`: what is kept and attended to.
 
 python recipes/tiny/ghost_attention_figures.py RUN OUTPUT
 

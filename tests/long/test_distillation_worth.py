@@ -1,4 +1,4 @@
-"""recipes/tiny/context_distillation.yaml on three seeds: what docs/results/safety.md says of the filters and holds on each."""
+"""recipes/tiny/context_distillation.yaml: what docs/results/safety.md says of the filters, on each of three seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""recipes/tiny/ghost_attention.yaml on three seeds: what docs/results/ghost-attention.md says of Ghost Attention and holds on each."""
+"""recipes/tiny/ghost_attention.yaml: what docs/results/ghost-attention.md says, on each of three seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""recipes/tiny/ppo_ablation.yaml on three seeds: what docs/results/ppo.md says of PPO's ingredients and holds on each."""
+"""recipes/tiny/ppo_ablation.yaml: what docs/results/ppo.md says of PPO's ingredients, on each of three seeds."""
 
 from __future__ import annotations
 

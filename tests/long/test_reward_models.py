@@ -1,5 +1,5 @@
-"""recipes/tiny/reward_models.yaml at reduced size, one seed: what docs/results/reward.md says of reward models and holds well
-outside the noise. What three seeds at full size leave open (whether a margin helps) is not asserted."""
+"""recipes/tiny/reward_models.yaml at reduced size, one seed: what docs/results/reward.md says and holds well outside
+the noise. What three seeds at full size leave open (whether a margin helps) is not asserted."""
 
 from __future__ import annotations
 

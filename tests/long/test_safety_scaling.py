@@ -1,4 +1,4 @@
-"""recipes/tiny/safety_scaling.yaml, none and all of the safety data: what docs/results/safety.md says of it, on each seed."""
+"""recipes/tiny/safety_scaling.yaml, none and all of the safety data: docs/results/safety.md, on each seed."""
 
 from __future__ import annotations
 
