@@ -311,6 +311,8 @@ def test_no_adversarial_prompt_is_exit_code_2(
         ("preprompts=['Be {adjective}.']", '"Be {adjective}." holds {adjective}; did you mean {adjectives}?'),
         ("adjectives=[]", "adjectives"),
         ("adjectives=[wise, calm, wise]", "adjectives: wise stands more than once"),
+        ("adjectives=[wise, 'Wise ']", "adjectives: wise stands more than once"),
+        (["preprompts=['[{adjectives}]']", "adjectives=[INST]"], '"[{adjectives}]" with "INST" holds the chat tag'),
         ("adjectives=['<<SYS>>']", "adjectives: the text holds the chat tag <<SYS>>"),
         ("category_templates={ilicit: x}", "category_templates"),
         ("category_templates={illicit: ''}", "category_templates: a text is empty"),
@@ -320,9 +322,14 @@ def test_no_adversarial_prompt_is_exit_code_2(
     ],
 )
 def test_bad_settings_are_exit_code_2(
-    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+    config_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    override: str | list[str],
+    message: str,
 ) -> None:
-    command = ["context-distillation", str(config_file), override, "--output-dir", str(tmp_path / "out")]
+    overrides = [override] if isinstance(override, str) else override
+    command = ["context-distillation", str(config_file), *overrides, "--output-dir", str(tmp_path / "out")]
     assert run_command(command) == 2
     assert message in capsys.readouterr().err
 

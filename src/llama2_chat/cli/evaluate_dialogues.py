@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from llama2_chat.cli.options import Device
 from llama2_chat.errors import MissingFileError, UserInputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ _Compare = Annotated[
 _GgufFile = Annotated[
     str | None, typer.Option(help="Name of a GGUF file in MODEL, which then speaks its own chat template")
 ]
-_Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
 
 def attention(
@@ -44,7 +44,7 @@ def attention(
     most: Annotated[int | None, typer.Option(min=1, help="Only the first so many dialogues")] = None,
     pictures: Annotated[int, typer.Option(min=0, help="Dialogues that are drawn")] = 3,
     gguf_file: _GgufFile = None,
-    device: _Device = "auto",
+    device: Device = "auto",
 ) -> None:
     """The maximum attention of each answer to every earlier token, tokens binned, as figures and as data (Fig. 10)."""
     folders = [model, *(compare or [])]
@@ -112,7 +112,7 @@ def instructions(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     token_budget: Annotated[int, typer.Option(min=1, help="Most tokens held in one batch's cache")] = 65536,
     gguf_file: _GgufFile = None,
-    device: _Device = "auto",
+    device: Device = "auto",
 ) -> None:
     """How long an instruction of the first turn is kept: every answer checked, policies side by side (Table 30)."""
     folders = [model, *(compare or [])]

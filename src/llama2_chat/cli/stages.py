@@ -160,8 +160,8 @@ def _refuse_to_remove_inputs(leftovers: list[Path], config: StrictModel, shown: 
             path = Path(name).resolve()
             if any(path == leftover or leftover in path.parents for leftover in leftovers):
                 raise OutputFolderError(
-                    f"{shown}: {referring.field} names {path.relative_to(shown.resolve())} in it, which would be removed "
-                    "when another configuration begins here; choose another --output-dir"
+                    f"{shown}: {referring.field} names {path.relative_to(shown.resolve())} in it, which would be "
+                    "removed when another configuration begins here; choose another --output-dir"
                 )
 
 
