@@ -193,7 +193,7 @@ def _loaded(auto_class: Any, path: str | Path, what: str, **arguments: Any) -> P
     """The whole model: transformers would make up the weights that a folder lacks, and only warn."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         model, report = auto_class.from_pretrained(
             str(path),

@@ -292,7 +292,17 @@ def test_the_users_command_gives_the_same_files(config_file: Path, ghost, tmp_pa
 @pytest.mark.parametrize(
     ("file", "row", "message"),
     [
-        ("instructions", {"instuction": "Act."}, 'jsonl:2: "instruction" is missing; found instuction'),
+        (
+            "instructions",
+            {"instuction": "Act."},
+            'jsonl:2: field "instuction" unknown (did you mean "instruction"?)',
+        ),
+        (
+            "instructions",
+            {"instruction": "Act.", "chek": "one_line"},
+            'jsonl:2: field "chek" unknown (did you',
+        ),
+        ("instructions", {"text": "Act."}, 'jsonl:2: "instruction" is missing; found text'),
         ("instructions", {"instruction": " "}, "jsonl:2: instruction is empty; write what is to be kept"),
         ("instructions", {"instruction": 5}, "jsonl:2: instruction must be a string, found a number"),
         ("instructions", {"instruction": "Act.", "short": "[INST]"}, "jsonl:2: short holds the chat tag"),
