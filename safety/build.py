@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from llama2_chat.chat_format import build_chat_format
+from llama2_chat.chat_format import build_chat_format, check_takes_system
 from llama2_chat.dialogue import Prompt, Row
 from llama2_chat.errors import UserInputError
 from llama2_chat.generation.sample_file import write_samples
@@ -77,6 +77,7 @@ def _sample(
     rng = Random(settings.seed)
     items = [PrepromptedPrompt(prompt, draw_preprompt(prompt, config, rng)) for prompt in prompts]
     engine, chat_format = load_engine(config.policy, settings)
+    check_takes_system(chat_format, "the preprompt")
     safety = load_reward(config.safety, slot="safety", device=settings.device)
     longest = config.sampling.max_new_tokens
     short = [item for item in items if fits(item, engine, chat_format, safety, max_new_tokens=longest)]

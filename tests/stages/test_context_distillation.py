@@ -310,6 +310,19 @@ def test_a_prompt_too_long_for_the_context_is_passed_over_and_counted(
         build.run_stage(distillation_config(**changes, **files), settings, stage_at("distillation-longer"))
 
 
+def test_a_format_without_system_messages_is_found_out_before_sampling(
+    distillation_config, settings, stage_at, monkeypatch
+) -> None:
+    def refuse(chat_format, what: str) -> None:
+        raise UserInputError(what)
+
+    monkeypatch.setattr(build, "check_takes_system", refuse)
+    directory = stage_at("no-system-distillation")
+    with pytest.raises(UserInputError, match="the preprompt"):
+        build.run_stage(distillation_config(), settings, directory)
+    assert not directory.samples.exists()
+
+
 @pytest.fixture
 def config_file(distillation_config, file_of) -> Path:
     return file_of(distillation_config())

@@ -276,6 +276,19 @@ def test_an_instruction_longer_than_the_context_is_said_to_be(
     assert "cut_off" not in str(error.value)
 
 
+def test_a_format_without_system_messages_is_found_out_before_sampling(
+    ghost_config, settings, stage_at, monkeypatch
+) -> None:
+    def refuse(chat_format, what: str) -> None:
+        raise UserInputError(what)
+
+    monkeypatch.setattr(build, "check_takes_system", refuse)
+    directory = stage_at("no-system-ghost")
+    with pytest.raises(UserInputError, match="place: system"):
+        build.run_stage(ghost_config(place="system"), settings, directory)
+    assert not directory.samples.exists()
+
+
 @pytest.fixture
 def config_file(ghost_config, file_of) -> Path:
     return file_of(ghost_config())

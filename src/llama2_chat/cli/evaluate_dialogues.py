@@ -117,6 +117,7 @@ def instructions(
     """How long an instruction of the first turn is kept: every answer checked, policies side by side (Table 30)."""
     folders = [model, *(compare or [])]
     _check(folders, [dialogues, instructions], output_dir)
+    from llama2_chat.chat_format import check_takes_system
     from llama2_chat.evaluation.instruction_report import compliance_figures, compliance_markdown
     from llama2_chat.evaluation.instructions import obey, read_tasks
     from llama2_chat.evaluation.reward_evaluation import model_names
@@ -132,6 +133,8 @@ def instructions(
     policies = zip(model_names(folders), _settings(folders, gguf_file, device), strict=True)
     for number, (name, settings) in enumerate(policies, start=1):
         engine, chat_format = load_engine(settings.base_model.path, settings)
+        if place == "system":
+            check_takes_system(chat_format, f"{name}: --place system: the instruction")
         typer.echo(f"{name}: {len(tasks)} conversations", err=True)
         found[name] = obey(engine, chat_format, tasks, checker=checker, place=place, sampling=sampling)
         write_rows(output_dir / f"conversations-{number}.jsonl", (one.to_row() for one in found[name]))
