@@ -157,7 +157,10 @@ def tokenize_parts(
 
 def _instruction_of(messages: Sequence[Message], instruction: str | None) -> str | None:
     if instruction is None:
-        return messages[0].content if messages[0].role == "system" else None
+        # A system message of blanks alone keeps nothing.
+        return messages[0].content.strip() or None if messages[0].role == "system" else None
+    if not instruction.strip():
+        raise ValueError("instruction is empty; write what is to be kept or leave it out")
     first = next(message for message in messages if message.role == "user")
     if not first.content.startswith(instruction):
         raise ValueError("the first user message does not begin with the row's instruction")

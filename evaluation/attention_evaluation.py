@@ -9,7 +9,7 @@ from typing import Any
 
 from llama2_chat.chat_format import ChatFormat, build_chat_format
 from llama2_chat.dialogue import Dialogue, Row
-from llama2_chat.errors import DataFormatError, UserInputError
+from llama2_chat.errors import ChatTagError, DataFormatError, UserInputError
 from llama2_chat.evaluation.attention import (
     BinRule,
     TokenizedParts,
@@ -133,6 +133,8 @@ def _read(
             instruction = optional_text(row, "instruction")
             messages = Dialogue.from_row(row).messages
             found[line] = tokenize_parts(messages, chat_format, tokenizer, instruction=instruction)
+        except ChatTagError as error:
+            raise ChatTagError(f"{file}:{line}: {error}") from None
         except UserInputError:
             raise
         except ValueError as error:

@@ -38,7 +38,7 @@ def _source_table(figures: Mapping[str, Mapping[str, Interval]]) -> list[str]:
     """One row a source; the columns that any source has."""
     columns = [name for name in _COLUMNS if any(name in row for row in figures.values())]
     lines = [
-        f"| source | answers | {' | '.join(_COLUMNS[name] for name in columns)} |",
+        f"| source | prompts | {' | '.join(_COLUMNS[name] for name in columns)} |",
         "|---" * (len(columns) + 2) + "|",
     ]
     for source, row in figures.items():

@@ -7,7 +7,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from llama2_chat.chat_format import ChatFormat, build_chat_format
+from llama2_chat.chat_format import ChatFormat, build_chat_format, check_takes_system
 from llama2_chat.errors import UserInputError
 from llama2_chat.generation.sample_file import write_samples
 from llama2_chat.generation.transformers_engine import TransformersEngine, load_engine
@@ -41,9 +41,11 @@ def run_stage(
     Returns:
         Metrics of the selection and of the fine-tuning.
     """
-    passed_over = _sample(config, settings, directory)
     tokenizer = load_tokenizer(config.policy, settings.gguf_file_of(config.policy))
     chat_format = build_chat_format(settings.chat_format, tokenizer)
+    if config.place == "system":
+        check_takes_system(chat_format, "place: system: the instruction")
+    passed_over = _sample(config, settings, directory)
     selection = select(directory.samples, directory.dataset, config, chat_format)
     trained = fine_tune(
         config.policy,

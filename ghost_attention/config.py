@@ -47,10 +47,15 @@ class InstructionList(StrictModel):
             )
         if bool(self.values) == (self.question is not None):
             raise ValueError("give either values or a question that asks the policy for them")
-        for text in (self.template, self.short or "", self.question or "", *self.values):
+        forms = [form for form in (self.template, self.short) if form is not None]
+        # Put together too: a template's bracket and a value may make a tag.
+        whole = [form.replace(VALUE, value) for form in forms for value in self.values]
+        for text in (*forms, self.question or "", *self.values, *whole):
             refuse_chat_tags(text, "the text")
         if any(not value.strip() for value in self.values):
             raise ValueError("values: one is empty; write what is to be kept or remove it")
+        if self.question is not None and not self.question.strip():
+            raise ValueError("question: is empty; write what the policy is asked, or give values")
         if self.check is not None:
             for value in self.values or ["en" if self.check.startswith("language:") else "1"]:
                 parse_check(self.check.replace(VALUE, value))
@@ -126,6 +131,12 @@ class GhostAttentionConfig(StrictModel):
             )
         if (self.check == "reward") != (self.check_reward is not None):
             raise ValueError("check_reward: belongs to check: reward; give both or neither")
+        if self.check_threshold and self.check != "reward":
+            raise ValueError(
+                f"check_threshold: has no effect with check: {self.check}; leave it out or choose check: reward"
+            )
+        if any(not group.strip() for group in self.instruction_lists):
+            raise ValueError("instruction_lists: a group has no name; give it one")
         if self.place == "system" and self.keep_instruction == "every_turn":
             raise ValueError(
                 "place: with keep_instruction: every_turn the instruction stands in every user message; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,6 +14,10 @@ from llama2_chat.errors import did_you_mean
 from llama2_chat.fields import check_text, optional_text, required
 from llama2_chat.ghost_attention.checks import Check, optional_checks
 from llama2_chat.jsonl import read_as
+
+_FIELDS = ("instruction", "short", "group", "check")
+_ALIKE = 0.8
+"""How much of two names must agree for one to be the other misspelt."""
 
 UNGROUPED = "ungrouped"
 """The group of instructions that name none. They may contradict each other, so they are one group."""
@@ -33,6 +38,7 @@ class Instruction:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Instruction:
         """Read one row of an instructions file; raises ValueError on any departure from the format."""
+        _refuse_misspelt(row)
         text = _filled(required(row, "instruction"), "instruction")
         short = optional_text(row, "short")
         group = optional_text(row, "group")
@@ -126,6 +132,15 @@ def draw_instruction(
     is_short = short and any(instruction.short for instruction in drawn)
     checks = {group: one.checks for group, one in zip(groups, drawn, strict=True) if one.checks}
     return DrawnInstruction(" ".join(texts), tuple(groups), is_short, checks)
+
+
+def _refuse_misspelt(row: Mapping[str, Any]) -> None:
+    """Other fields are the user's own, but an instruction whose `chek` is passed over is checked by nobody."""
+    for name in row:
+        if name not in _FIELDS and get_close_matches(name, _FIELDS, n=1, cutoff=_ALIKE):
+            raise ValueError(
+                f'field "{name}" unknown{did_you_mean(name, _FIELDS)}; correct it or give it another name'
+            )
 
 
 def _filled(value: object, name: str) -> str:

@@ -15,6 +15,16 @@ from llama2_chat.ghost_attention.config import GhostAttentionConfig
 from llama2_chat.ghost_attention.training_rows import training_rows
 from llama2_chat.jsonl import read_rows, write_rows
 
+_REMEDIES = {
+    "cut_off": "cut_off: raise sampling.max_new_tokens",
+    "empty": "empty: lower sampling.temperature",
+    "chat_tag": "chat_tag: lower sampling.temperature",
+    "too_long": "too_long: a question with its instruction leaves no room for sampling.max_new_tokens in the policy's "
+    "context, so shorten the instructions or lower that",
+    "over_sequence_length": "over_sequence_length: raise training.sequence_length",
+}
+"""What can be done about answers that cannot be trained on, by their status."""
+
 
 @dataclass
 class _Counts:
@@ -102,10 +112,7 @@ def _nothing_left(counts: _Counts, config: GhostAttentionConfig) -> str:
     rows = counts.status.total()
     found = f"none of {rows} sampled dialogues can be trained on ({dict(counts.status)})"
     if not counts.status["not_followed"]:
-        return (
-            f"{found}; raise sampling.max_new_tokens (cut_off), lower it (too_long), lower sampling.temperature or "
-            "raise training.sequence_length"
-        )
+        return f"{found}; {'; '.join(_REMEDIES[status] for status in sorted(counts.status))}"
     rates = ", ".join(
         f"{group} {rate['followed']} of {rate['judged']}" for group, rate in counts.follow_rates().items()
     )

@@ -21,7 +21,7 @@ Row = dict[str, float | int | None]
 """`{accuracy, count, low, high}`, or the same with another figure in place of the accuracy."""
 
 
-def wilson_interval(successes: float, count: int) -> tuple[float, float]:
+def wilson_interval(successes: float, count: float) -> tuple[float, float]:
     """95 % score interval of a proportion.
 
     Source: Wilson 1927; https://en.wikipedia.org/wiki/Binomial_proportion_confidence_interval

@@ -87,7 +87,8 @@ class RewardModel:
         ids = encode_dialogue(messages[:-1], messages[-1].content, self.chat_format, self.max_tokens)
         if ids is None:
             raise UserInputError(
-                f"the last turn alone is longer than the {self.max_tokens} tokens that {self.name} can take"
+                f"the last turn alone is longer than the {self.max_tokens} tokens that {self.name} can take; its "
+                f"message begins {messages[-2].content[:60]!r}: shorten or leave it out"
             )
         return ids
 

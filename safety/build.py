@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from llama2_chat.chat_format import build_chat_format
+from llama2_chat.chat_format import build_chat_format, check_takes_system
 from llama2_chat.dialogue import Prompt, Row
 from llama2_chat.errors import UserInputError
 from llama2_chat.generation.sample_file import write_samples
@@ -19,7 +19,7 @@ from llama2_chat.model_card import model_card
 from llama2_chat.models import load_policy, save_model
 from llama2_chat.reward.scoring import load_reward
 from llama2_chat.safety.config import ContextDistillationConfig
-from llama2_chat.safety.distil import PrepromptedPrompt, distil
+from llama2_chat.safety.distil import PrepromptedPrompt, distil, fits
 from llama2_chat.safety.metrics import selection_metrics
 from llama2_chat.safety.preprompt import draw_preprompt
 from llama2_chat.settings import RunSettings
@@ -47,7 +47,8 @@ def run_stage(
         )
     _sample(used, config, settings, directory)
     rows = [row for _, row in read_rows(directory.samples)]
-    selection = {"passed_over": len(prompts) - len(used), **_select(rows, directory)}
+    passed_over = {"passed_over": len(prompts) - len(used), "too_long": len(used) - len(rows)}
+    selection = {**passed_over, **_select(rows, directory)}
     card = model_card("context_distillation", config, settings)
     if selection["kept"] == 0:
         _keep_policy(config.policy, settings, directory, card)
@@ -76,10 +77,21 @@ def _sample(
     rng = Random(settings.seed)
     items = [PrepromptedPrompt(prompt, draw_preprompt(prompt, config, rng)) for prompt in prompts]
     engine, chat_format = load_engine(config.policy, settings)
+    check_takes_system(chat_format, "the preprompt")
     safety = load_reward(config.safety, slot="safety", device=settings.device)
+    longest = config.sampling.max_new_tokens
+    short = [item for item in items if fits(item, engine, chat_format, safety, max_new_tokens=longest)]
+    if not short:
+        raise UserInputError(
+            f"{', '.join(config.prompts)}: each of {len(items)} prompts is too long: with its preprompt it leaves no "
+            f"room for an answer of {longest} tokens in the context of the policy or of the reward model; shorten "
+            "the prompts or lower sampling.max_new_tokens"
+        )
+    if len(short) < len(items):
+        directory.warn(f"{len(items) - len(short)} of {len(items)} prompts are too long and are passed over")
     write_samples(
         directory.samples,
-        items,
+        short,
         lambda chunk: distil(chunk, engine, chat_format, safety, config, settings.seed),
         description=f"{directory.path.name}: sampling",
         unit="prompts",

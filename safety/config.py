@@ -97,12 +97,16 @@ class ContextDistillationConfig(StrictModel):
     @field_validator("adjectives")
     @classmethod
     def _each_once(cls, adjectives: list[str]) -> list[str]:
-        if twice := sorted({adjective for adjective in adjectives if adjectives.count(adjective) > 1}):
+        words = [adjective.strip().casefold() for adjective in adjectives]
+        if twice := sorted({word for word in words if words.count(word) > 1}):
             raise ValueError(f"{', '.join(twice)} stands more than once, and would be joined with itself")
         return adjectives
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> ContextDistillationConfig:
+        for template in self.preprompts:  # a template's bracket and an adjective may make a tag
+            for adjective in self.adjectives:
+                refuse_chat_tags(template.replace(PLACE, adjective), f'"{template}" with "{adjective}"')
         if self.adjectives != list(ADJECTIVES) and not any(PLACE in text for text in self.preprompts):
             raise ValueError(
                 f"adjectives are given, but no template of preprompts holds {PLACE}; add it to one"

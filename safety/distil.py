@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from llama2_chat.dialogue import Message, Prompt, Row, messages_to_rows
 from llama2_chat.generation.answers import Answer, sample_answers
 from llama2_chat.generation.engine import GenerationEngine
 from llama2_chat.reward.custom import Reward
+from llama2_chat.reward.scoring import RewardModel
 from llama2_chat.safety.config import ContextDistillationConfig
 from llama2_chat.safety.preprompt import Preprompt, with_preprompt
 
@@ -29,6 +31,27 @@ class Scored:
 
     answer: Answer
     score: float
+
+
+def fits(
+    item: PrepromptedPrompt,
+    engine: GenerationEngine,
+    chat_format: ChatFormat,
+    safety: Reward,
+    *,
+    max_new_tokens: int,
+) -> bool:
+    """Whether the policy's context has room for an answer under the preprompt, and the reward model's for both."""
+    messages = item.prompt.messages
+    config = getattr(getattr(engine, "model", None), "config", None)
+    context = getattr(config, "max_position_embeddings", math.inf)
+    if len(chat_format.prompt_ids(with_preprompt(messages, item.preprompt.text))) + max_new_tokens > context:
+        return False
+    if not isinstance(safety, RewardModel):
+        return True
+    # Of a long dialogue it takes the system message and the last turn, at the least.
+    kept = [message for message in messages[:-1] if message.role == "system"] + [messages[-1]]
+    return len(safety.chat_format.prompt_ids(kept)) + max_new_tokens <= safety.max_tokens
 
 
 def distil(

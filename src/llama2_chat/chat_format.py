@@ -249,3 +249,23 @@ def _first_control(ids: Sequence[int], stop_id: int, tokenizer: ChatTokenizer) -
         if token in tokenizer.control_ids:
             return place
     return None
+
+
+def check_takes_system(chat_format: ChatFormat, what: str) -> None:
+    """Raise UserInputError unless system messages reach the model: some tokenizers' templates leave them out.
+
+    Args:
+        what: What is to stand in the system message, with the setting that says so.
+    """
+    question = Message("user", "Hello.")
+    try:
+        instructed = chat_format.prompt_ids([Message("system", "Be brief."), question])
+    except UserInputError as error:
+        raise UserInputError(
+            f"{what} stands in the system message; {error}; choose chat_format: llama2"
+        ) from error
+    if instructed == chat_format.prompt_ids([question]):
+        raise UserInputError(
+            f"{what} stands in the system message, which the tokenizer's template leaves out; choose "
+            "chat_format: llama2 or another model"
+        )

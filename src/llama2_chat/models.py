@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,7 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from llama2_chat.distributed import is_main_process, local_number, process_count, wait_for_everyone
-from llama2_chat.errors import MissingFileError, UserInputError
+from llama2_chat.errors import MissingFileError, UserInputError, disk_full, out_of_memory
 from llama2_chat.files import atomic_path, read_json, write_text
 from llama2_chat.packed_attention import use_packed_attention
 from llama2_chat.settings import BaseModelSource, RunSettings
@@ -72,17 +73,15 @@ def load_policy(path: str | Path, settings: RunSettings, *, gguf_file: str | Non
     master weights); callers that only sample may convert.
 
     Raises:
-        UserInputError: the folder holds no safetensors, or a weight is NaN or infinite.
+        UserInputError: the folder holds no safetensors or is not whole, is a reward model's, or a weight is NaN or
+            infinite.
     """
     _check_folder(path)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        str(path),
-        gguf_file=gguf_file,
-        dtype=torch.float32,
-        attn_implementation="sdpa",
-        trust_remote_code=False,
-    )
+    if gguf_file is None:
+        sorts = _config_of(path, "policy").architectures or []
+        if any(str(sort).endswith("ForSequenceClassification") for sort in sorts):
+            raise UserInputError(f"{path}: a reward model, where a policy is wanted; name a policy's folder")
+    model = _loaded(AutoModelForCausalLM, path, "policy", gguf_file=gguf_file)
     if gguf_file is not None:
         model = _without_quantization(model)
         model.name_or_path = str(path)  # a GGUF file's own name leads nowhere
@@ -99,15 +98,12 @@ def load_base(settings: RunSettings) -> PreTrainedModel:
 def load_reward_model(path: str | Path, settings: RunSettings) -> PreTrainedModel:
     """A model with one scalar output, as `save_model` wrote it."""
     _check_folder(path)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    config = _config_of(path, "reward model")
     if config.num_labels != 1:
         raise UserInputError(
             f"{path}: a reward model has one output (num_labels 1), this one {config.num_labels}"
         )
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        str(path), dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
-    )
+    model = _loaded(AutoModelForSequenceClassification, path, "reward model")
     _refuse_non_finite(model, path)
     return _ready(model, settings)
 
@@ -134,7 +130,7 @@ def reward_model_from_policy(
 def chat_format_of(path: str | Path) -> Literal["llama2", "tokenizer"]:
     """The chat format that a model folder's config names; llama2 where it names none."""
     _check_folder(path)
-    config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    config = _config_of(path, "policy")
     return "tokenizer" if getattr(config, "chat_format", "llama2") == "tokenizer" else "llama2"
 
 
@@ -183,6 +179,49 @@ def _check_folder(path: str | Path) -> None:
             raise UserInputError(f"{path}: no *.safetensors in this folder (pickled weights are not loaded)")
     elif looks_local:
         raise MissingFileError(f"{path}: no such model folder")
+
+
+def _config_of(path: str | Path, what: str) -> Any:
+    """The model's configuration; an error says that `path` is no `what`."""
+    try:
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unusable(path, what, error) from error
+
+
+def _loaded(auto_class: Any, path: str | Path, what: str, **arguments: Any) -> PreTrainedModel:
+    """The whole model: transformers would make up the weights that a folder lacks, and only warn."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        model, report = auto_class.from_pretrained(
+            str(path),
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **arguments,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if disk_full(error) or out_of_memory(error):
+            raise
+        raise _unusable(path, what, error) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    for name, stored, wanted in sorted(report["mismatched_keys"], key=str)[:1]:
+        sizes = f"the tensor {name} is {tuple(stored)}, config.json says {tuple(wanted)}"
+        raise _unusable(path, what, f"{sizes}: they belong to different models")
+    if missing := sorted(report["missing_keys"]):
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise _unusable(path, what, f"it lacks the tensor {missing[0]}{others}")
+    return model  # type: ignore[no-any-return]
+
+
+def _unusable(path: str | Path, what: str, problem: object) -> UserInputError:
+    text = str(problem).rstrip(". ")
+    return UserInputError(f"{path}: cannot be loaded as a {what}: {text}; copy or make the model again")
 
 
 def _refuse_non_finite(model: PreTrainedModel, path: str | Path, gguf_file: str | None = None) -> None:

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?)$"
+
 
 class StrictModel(BaseModel):
     """A configuration mapping: an unknown key or an infinite number is an error, nothing changes afterwards."""
@@ -143,7 +145,7 @@ class RunSettings(StrictModel):
     chat_format: Literal["llama2", "tokenizer"] = "llama2"
     seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["float32", "bfloat16"] = "float32"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=DEVICE_PATTERN)
     report_to: list[Tracker] = Field(
         default_factory=list, description="Trackers that training's loss, rate and gradient norm also go to"
     )

@@ -211,6 +211,39 @@ def test_folder_with_something_else_in_it(workspace: Path, cli: Any, config: Pat
     assert (workspace / "mine" / "model" / "precious").read_text() == "x"
 
 
+@pytest.mark.parametrize(
+    ("field", "given", "kept"),
+    [("dialogues", "[alone/dataset.jsonl]", "dataset.jsonl"), ("model", "alone/model", "model")],
+)
+def test_inputs_in_the_folder_are_not_removed(
+    workspace: Path, cli: Any, config: Path, field: str, given: str, kept: str
+) -> None:
+    """As when a stage is to go on from what it made, in the same folder."""
+    assert cli("fake-policy", config, "--output-dir", "alone").code == 0
+    (workspace / "alone" / "dataset.jsonl").write_text("row\n")
+    overrides = f"{field}={given.replace('alone', str(workspace / 'alone'))}"
+    ended = cli("fake-policy", config, overrides, "--output-dir", "alone")
+    assert ended.code == 2
+    assert f"alone: {field} names {kept} in it" in ended.err
+    assert "choose another --output-dir" in ended.err
+    assert (workspace / "alone" / kept).exists()
+    assert (workspace / "alone" / "done.json").exists()
+    assert cli("fake-policy", config, overrides, "--output-dir", "other").code == 0
+
+
+@pytest.mark.parametrize("name", ["asked.jsonl", "instructions.jsonl"])
+def test_what_another_configuration_asked_for_is_removed(
+    workspace: Path, cli: Any, config: Path, name: str
+) -> None:
+    """A stage that found its predecessor's lists would train on those."""
+    assert cli("fake-policy", config, "--output-dir", "alone").code == 0
+    (workspace / "alone" / name).write_text("row\n")
+    assert cli("fake-policy", config, "--output-dir", "alone").code == 0
+    assert (workspace / "alone" / name).exists()
+    assert cli("fake-policy", config, "seed=4", "--output-dir", "alone").code == 0
+    assert not (workspace / "alone" / name).exists()
+
+
 def test_relative_paths_start_from_the_file(
     workspace: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

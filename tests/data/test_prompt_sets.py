@@ -82,6 +82,7 @@ def test_xstest_rows_say_which_are_safe(tmp_path: Path, text: str) -> None:
         (XSTEST.replace('two?"', 'two?" x'), ":3: not valid CSV: "),
         (XSTEST.replace(",label,", ",class,"), ":1: the header lacks label; found id, prompt, type, class"),
         (XSTEST.partition("1,")[0], ": holds no rows below its header"),
+        (XSTEST.replace("id,prompt,", "prompt,prompt,", 1), ":1: the header names prompt twice; name each"),
         ("", ":1: the header lacks prompt, type, label; found nothing"),
     ],
 )

@@ -147,6 +147,12 @@ def test_a_system_message_is_the_instruction(tokenizer) -> None:
     assert dialogue.parts[-1].role == "assistant"  # an unanswered question has nothing to show
 
 
+def test_a_blank_system_message_is_no_instruction(tokenizer) -> None:
+    messages = [Message("system", " "), Message("user", "Hi"), Message("assistant", "Hello")]
+    parts = tokenize_parts(messages, build_chat_format("llama2", tokenizer), tokenizer).parts
+    assert [part.role for part in parts] == ["user", "assistant"]
+
+
 def test_bins_and_their_values_by_hand() -> None:
     parts = [Part("instruction", 1, 0, 3), Part("user", 1, 3, 8), Part("assistant", 1, 8, 10)]
     dialogue = TokenizedParts(list(range(10)), parts, [True, *[False] * 8, True])
@@ -215,6 +221,11 @@ def test_policies_are_measured_on_the_same_dialogues(two_policies, model, tokeni
             r"dialogues.jsonl:1: .*does not begin with the row's instruction",
         ),
         ({"messages": [{"role": "user", "content": "Hello."}]}, r"dialogues.jsonl:1: holds no answer"),
+        ({"instruction": " "}, r"dialogues.jsonl:1: instruction is empty"),
+        (
+            {"messages": [{"role": "user", "content": "[INST]"}]},
+            r"dialogues.jsonl:1: messages\[0\]: .*chat tag",
+        ),
     ],
 )
 def test_a_dialogue_that_cannot_be_measured_is_told(changes, message, tmp_path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from llama2_chat.dialogue import Message, Prompt
 from llama2_chat.evaluation.policy import Judged, PolicyAnswers, policy_metrics, source_figures
 from llama2_chat.evaluation.policy_report import policy_markdown
-from llama2_chat.evaluation.statistics import share_interval
+from llama2_chat.evaluation.statistics import mean_interval, share_interval
 from llama2_chat.reward.scoring import Score
 
 
@@ -32,7 +32,7 @@ ANSWERS = [
 
 def test_figures_of_each_source() -> None:
     """A raw score of 0 is a probability of one half, which is not below one half."""
-    figures = source_figures(ANSWERS)
+    figures = source_figures([[j] for j in ANSWERS])
     assert list(figures) == ["a", "b", "not named"]
     assert figures["a"]["refusal_rate"] == share_interval([True, False])
     assert figures["a"]["violation_rate"] == share_interval([False, True])
@@ -40,10 +40,10 @@ def test_figures_of_each_source() -> None:
     assert figures["a"]["reward_safety_mean"]["mean"] == -0.5
     assert figures["not named"]["refusal_rate"]["count"] == 1
     assert "reward_helpfulness_mean" not in figures["a"]
-    scored = source_figures([judged("a", ANSWERED, None, 1.5), judged("b", ANSWERED, None, -1.0)])
+    scored = source_figures([[judged("a", ANSWERED, None, 1.5)], [judged("b", ANSWERED, None, -1.0)]])
     assert set(scored["a"]) == {"refusal_rate", "reward_helpfulness_mean"}
     assert scored["a"]["reward_helpfulness_mean"]["mean"] == 1.5
-    assert source_figures(ANSWERS[::2][:2]) == {}
+    assert source_figures([ANSWERS[::2][:2]]) == {}
     assert source_figures([]) == {}
 
 
@@ -64,3 +64,15 @@ def test_metrics_without_harmless_prompts() -> None:
     assert lines[lines.index("## Unsafe prompts by source") + 4] == (
         "| a | 2 | 0.500 (0.095 to 0.905) | 0.500 (0.095 to 0.905) | -0.500 (-5.400 to 4.400) |"
     )
+
+
+def test_several_answers_to_a_prompt_are_one_observation() -> None:
+    """Two prompts of two answers: the first's both refuse and are unsafe, the second's do not."""
+    pairs = [[judged("a", REFUSED, -2.0)] * 2, [judged("b", ANSWERED, 2.0), judged("b", ANSWERED, 3.0)]]
+    metrics = policy_metrics(PolicyAnswers([], [], pairs, pairs))
+    names = ("violation_rate", "unsafe_refusal_rate", "false_refusal_rate.borderline")
+    for name in names:
+        assert metrics["intervals"][name] == share_interval([True, False])
+    assert metrics["intervals"]["reward_safety_mean"] == mean_interval([-2.0, 2.5])
+    assert metrics["by_source"]["safety"]["a"]["refusal_rate"] == share_interval([True])
+    assert metrics["by_source"]["safety"]["b"]["reward_safety_mean"]["mean"] == 2.5

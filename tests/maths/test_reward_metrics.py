@@ -5,7 +5,7 @@ import math
 import pytest
 
 from llama2_chat.dialogue import Message, Preference
-from llama2_chat.evaluation.statistics import mean_interval, share_interval
+from llama2_chat.evaluation.statistics import mean_interval, share_interval, share_interval_by_prompt
 from llama2_chat.reward.metrics import (
     MOST_SOURCES,
     accuracy_by,
@@ -138,3 +138,19 @@ def test_mean_interval_by_hand() -> None:
     assert interval["mean"] == 2.0
     assert interval["high"] == pytest.approx(2 + 1.959963984540054 / math.sqrt(3), rel=1e-9)
     assert share_interval([True, False, True, True])["mean"] == 0.75
+
+
+def test_shares_with_several_answers_to_a_prompt() -> None:
+    """By hand where answers to a prompt are alike, unlike, or drawn by themselves."""
+    flags = [True, False, True, True, False]
+    assert share_interval_by_prompt([[flag] for flag in flags]) == share_interval(flags)
+    copies = share_interval_by_prompt([[flag] * 7 for flag in flags])  # copies say nothing new
+    assert copies == pytest.approx(share_interval(flags), abs=1e-12)
+    unlike = share_interval_by_prompt([[True, False]] * 5)  # the prompts do not differ: ten answers
+    assert (unlike["low"], unlike["high"]) == pytest.approx(wilson_interval(5, 10), abs=1e-12)
+    assert unlike["count"] == 5
+    # p = 1/2, shares 1, 1/2, 1/2, 0: v = (1/4 + 1/4) / 3 / 4 = 1/24, (1/4) / (1/24) = 6 answers of the eight.
+    mixed = share_interval_by_prompt([[True, True], [True, False], [False, True], [False, False]])
+    assert (mixed["low"], mixed["high"]) == pytest.approx(wilson_interval(3, 6), abs=1e-12)
+    never = share_interval_by_prompt([[False] * 8] * 20)
+    assert never == share_interval([False] * 20)

@@ -220,6 +220,29 @@ def test_policies_are_not_measured_on_nothing(
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ["score", "d.jsonl", "--helpfulness", "rm", "--output", "out.jsonl"],
+        ["serve", "--helpfulness", "rm"],
+        ["chat", "run"],
+        ["evaluate", "reward", "rm", "d.jsonl"],
+        ["evaluate", "policy", "model", "--borderline-prompts", "d.jsonl"],
+        ["evaluate", "attention", "model", "d.jsonl", "--output-dir", "out"],
+        ["evaluate", "instructions", "model", "d.jsonl", "i.jsonl", "--output-dir", "out"],
+    ],
+)
+def test_an_unknown_device_is_exit_code_2(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*command, "--device", "tpu"]) == 2
+    assert 'error: --device "tpu" unknown; one of auto, cpu, cuda' in capsys.readouterr().err
+
+
+def test_a_seed_beyond_the_largest_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "policy", "model", "--borderline-prompts", "d.jsonl", "--seed", str(2**32)]
+    assert run_command(command) == 2
+    assert "--seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["score", "missing.jsonl", "--helpfulness", "rm", "--output", "out.jsonl"],

@@ -271,6 +271,49 @@ def test_nothing_complete_is_the_users_mistake(distillation_config, settings, st
         build.run_stage(config, settings, stage_at("distillation-cut"))
 
 
+def test_a_prompt_too_long_for_the_context_is_passed_over_and_counted(
+    distillation_config, settings, stage_at, tmp_path, capsys
+) -> None:
+    """A prompt that fits to the token is sampled, one token more is not; the others' answers stay the same."""
+    config = distillation_config(preprompts=["Be good."], category_templates={})
+    engine, chat_format = build.load_engine(config.policy, settings)
+    room = engine.model.config.max_position_embeddings - config.sampling.max_new_tokens
+
+    def size(words: int) -> int:
+        asked = with_preprompt((Message("user", "a " * words + "?"),), "Be good.")
+        return len(chat_format.prompt_ids(asked))
+
+    words = room - size(1)
+    words = max(count for count in range(1, words + 2) if size(count) <= room)
+    assert size(words) <= room < size(words + 1)
+    texts = ["Hi", "a " * words + "?", "a " * (words + 1) + "?"]
+    rows = [{"prompt": [{"role": "user", "content": text}], "is_safety": True} for text in texts]
+    write_rows(tmp_path / "prompts.jsonl", rows)
+    directory = stage_at("distillation-long")
+    changes = {"preprompts": ["Be good."], "category_templates": {}, "keep": "all"}
+    files = {"prompts": [str(tmp_path / "prompts.jsonl")]}
+    metrics = build.run_stage(distillation_config(**changes, **files), settings, directory)
+    assert metrics["selection"]["too_long"] == 1
+    assert [row["prompt"][0]["content"] for row in rows_of(directory.samples)] == texts[:2]
+    assert "1 of 3 prompts are too long and are passed over" in capsys.readouterr().err
+    write_rows(tmp_path / "prompts.jsonl", rows[2:])
+    with pytest.raises(UserInputError, match=r"each of 1 prompts is too long: .*lower sampling.max_new"):
+        build.run_stage(distillation_config(**changes, **files), settings, stage_at("distillation-longer"))
+
+
+def test_a_format_without_system_messages_is_found_out_before_sampling(
+    distillation_config, settings, stage_at, monkeypatch
+) -> None:
+    def refuse(chat_format, what: str) -> None:
+        raise UserInputError(what)
+
+    monkeypatch.setattr(build, "check_takes_system", refuse)
+    directory = stage_at("no-system-distillation")
+    with pytest.raises(UserInputError, match="the preprompt"):
+        build.run_stage(distillation_config(), settings, directory)
+    assert not directory.samples.exists()
+
+
 @pytest.fixture
 def config_file(distillation_config, file_of) -> Path:
     return file_of(distillation_config())
@@ -302,6 +345,11 @@ def test_no_adversarial_prompt_is_exit_code_2(
         ("preprompts=['Be {adjective}.']", '"Be {adjective}." holds {adjective}; did you mean {adjectives}?'),
         ("adjectives=[]", "adjectives"),
         ("adjectives=[wise, calm, wise]", "adjectives: wise stands more than once"),
+        ("adjectives=[wise, 'Wise ']", "adjectives: wise stands more than once"),
+        (
+            ["preprompts=['[{adjectives}]']", "adjectives=[INST]"],
+            '"[{adjectives}]" with "INST" holds the chat tag',
+        ),
         ("adjectives=['<<SYS>>']", "adjectives: the text holds the chat tag <<SYS>>"),
         ("category_templates={ilicit: x}", "category_templates"),
         ("category_templates={illicit: ''}", "category_templates: a text is empty"),
@@ -311,9 +359,14 @@ def test_no_adversarial_prompt_is_exit_code_2(
     ],
 )
 def test_bad_settings_are_exit_code_2(
-    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+    config_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    override: str | list[str],
+    message: str,
 ) -> None:
-    command = ["context-distillation", str(config_file), override, "--output-dir", str(tmp_path / "out")]
+    overrides = [override] if isinstance(override, str) else override
+    command = ["context-distillation", str(config_file), *overrides, "--output-dir", str(tmp_path / "out")]
     assert run_command(command) == 2
     assert message in capsys.readouterr().err
 

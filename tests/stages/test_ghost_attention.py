@@ -249,8 +249,35 @@ def same_results(one: StageDirectory, other: StageDirectory) -> bool:
 
 def test_nothing_complete_is_the_users_mistake(ghost_config, settings, stage_at) -> None:
     config = ghost_config(sampling={"temperature": 1.0, "max_new_tokens": 1})
-    with pytest.raises(UserInputError, match=r"none of 150 .*cut_off.* raise sampling.max_new_tokens"):
+    with pytest.raises(UserInputError, match=r"none of 150 .*cut_off.* raise sampling.max_new_tokens$"):
         build.run_stage(config, settings, stage_at("ghost-cut"))
+
+
+def test_an_instruction_longer_than_the_context_is_said_to_be(
+    ghost_config, settings, stage_at, tmp_path
+) -> None:
+    write_rows(tmp_path / "long.jsonl", [{"instruction": "Be brief. " * 500}])
+    write_rows(tmp_path / "talk.jsonl", [{"messages": [
+        {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Bye"},
+    ]}])  # fmt: skip
+    files = {"instructions": [str(tmp_path / "long.jsonl")], "dialogues": [str(tmp_path / "talk.jsonl")]}
+    with pytest.raises(UserInputError, match=r"none of 1 .* too_long: .*shorten the instructions") as error:
+        build.run_stage(ghost_config(**files), settings, stage_at("ghost-too-long"))
+    assert "cut_off" not in str(error.value)
+
+
+def test_a_format_without_system_messages_is_found_out_before_sampling(
+    ghost_config, settings, stage_at, monkeypatch
+) -> None:
+    def refuse(chat_format, what: str) -> None:
+        raise UserInputError(what)
+
+    monkeypatch.setattr(build, "check_takes_system", refuse)
+    directory = stage_at("no-system-ghost")
+    with pytest.raises(UserInputError, match="place: system"):
+        build.run_stage(ghost_config(place="system"), settings, directory)
+    assert not directory.samples.exists()
 
 
 @pytest.fixture
@@ -269,7 +296,17 @@ def test_the_users_command_gives_the_same_files(config_file: Path, ghost, tmp_pa
 @pytest.mark.parametrize(
     ("file", "row", "message"),
     [
-        ("instructions", {"instuction": "Act."}, 'jsonl:2: "instruction" is missing; found instuction'),
+        (
+            "instructions",
+            {"instuction": "Act."},
+            'jsonl:2: field "instuction" unknown (did you mean "instruction"?)',
+        ),
+        (
+            "instructions",
+            {"instruction": "Act.", "chek": "one_line"},
+            'jsonl:2: field "chek" unknown (did you',
+        ),
+        ("instructions", {"text": "Act."}, 'jsonl:2: "instruction" is missing; found text'),
         ("instructions", {"instruction": " "}, "jsonl:2: instruction is empty; write what is to be kept"),
         ("instructions", {"instruction": 5}, "jsonl:2: instruction must be a string, found a number"),
         ("instructions", {"instruction": "Act.", "short": "[INST]"}, "jsonl:2: short holds the chat tag"),
@@ -304,6 +341,7 @@ def test_bad_rows_are_exit_code_2(
     [
         ("short_fraction=1.5", "short_fraction"),
         ("loss_policy=first_answer", "loss_policy"),
+        ("check_threshold=1.0", "  - check_threshold: has no effect with check: none; leave it out"),
         ("instructions=[gone.jsonl]", "instructions: no such file"),
     ],
 )

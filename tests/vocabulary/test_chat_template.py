@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from llama2_chat.chat_format import TokenizerChatFormat, build_chat_format
+from llama2_chat.chat_format import TokenizerChatFormat, build_chat_format, check_takes_system
 from llama2_chat.dialogue import CHAT_TAGS, Message
 from llama2_chat.errors import UserInputError
 from llama2_chat.generation.answers import to_answer
@@ -326,3 +326,33 @@ def test_the_template_is_saved_with_the_tokenizer(tmp_path: Path) -> None:
     again = TokenizerChatFormat(load_tokenizer(tmp_path))
     assert again.segments(DIALOGUE) == chat_format.segments(DIALOGUE)
     assert string.printable == tokenizer.decode(tokenizer.encode(string.printable))
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (
+            REFUSING,
+            "the preprompt stands in the system message; .*no system here.*choose chat_format: llama2",
+        ),
+        (
+            CHATML.replace(
+                "{{ '<|im_start|>'", "{% if message['role'] != 'system' %}{{ '<|im_start|>'", 1
+            ).replace("{{ '<|im_end|>\n' }}", "{{ '<|im_end|>\n' }}{% endif %}", 1),
+            "the preprompt stands in the system message, which the tokenizer's template leaves out",
+        ),
+    ],
+)
+def test_a_template_without_system_messages_is_refused_where_one_is_needed(
+    template: str, problem: str
+) -> None:
+    chat_format = TokenizerChatFormat(make_tokenizer(template))
+    assert chat_format.prompt_ids([Message("user", "Hi")])
+    with pytest.raises(UserInputError, match=problem):
+        check_takes_system(chat_format, "the preprompt")
+
+
+@pytest.mark.parametrize("name", ["llama2", "tokenizer"])
+def test_a_template_with_system_messages_is_taken(name: Any) -> None:
+    folder = Path(__file__).parents[2] / "recipes" / "tiny" / "base"
+    check_takes_system(build_chat_format(name, load_tokenizer(folder)), "the preprompt")

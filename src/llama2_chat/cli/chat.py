@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llama2_chat.cli.options import LARGEST_SEED, Device
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -32,8 +34,10 @@ def chat(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Default 512, or half of what the model takes")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same input with the same seed is answered alike")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="The same input with the same seed is answered alike")
+    ] = 0,
+    device: Device = "auto",
 ) -> None:
     """Talk to a policy; /help lists the commands."""
     from llama2_chat.chat.offer import find_offer

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llama2_chat.cli.evaluate_dialogues import attention, instructions
+from llama2_chat.cli.options import LARGEST_SEED, Device
 from llama2_chat.errors import MissingFileError, UserInputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure a reward model or a policy on held-out data.", no_args_is_help=True)
 app.command()(attention)
 app.command()(instructions)
-_Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
 
 @app.command()
@@ -35,11 +35,13 @@ def reward(
             help="Training pairs; the length rule that is best on them is judged too; may be repeated"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Orients the pairs for the calibration curve")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Orients the pairs for the calibration curve")
+    ] = 0,
     output_dir: Annotated[
         Path | None, typer.Option(help="Gets evaluation.json, evaluation.md and figures/")
     ] = None,
-    device: _Device = "auto",
+    device: Device = "auto",
 ) -> None:
     """Accuracy by rating, safety class, source and file; unsafe responses; calibration; scores; length bias."""
     folders, training = [model, *(compare or [])], length_rule_from or []
@@ -96,11 +98,11 @@ def policy(
     samples_per_prompt: Annotated[int, typer.Option(min=1)] = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy; KL to a reference wants 1")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED)] = 0,
     output_dir: Annotated[
         Path | None, typer.Option(help="Gets evaluation.json, evaluation.md and samples.jsonl, every answer")
     ] = None,
-    device: _Device = "auto",
+    device: Device = "auto",
 ) -> None:
     """Mean rewards, violations, refusals (also by source), recall and, with a reference, win rate and KL."""
     files = [*(prompts or []), *(safety_prompts or []), *(borderline_prompts or [])]

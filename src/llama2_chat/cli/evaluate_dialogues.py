@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from llama2_chat.cli.options import Device
 from llama2_chat.errors import MissingFileError, UserInputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ _Compare = Annotated[
 _GgufFile = Annotated[
     str | None, typer.Option(help="Name of a GGUF file in MODEL, which then speaks its own chat template")
 ]
-_Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
 
 def attention(
@@ -44,7 +44,7 @@ def attention(
     most: Annotated[int | None, typer.Option(min=1, help="Only the first so many dialogues")] = None,
     pictures: Annotated[int, typer.Option(min=0, help="Dialogues that are drawn")] = 3,
     gguf_file: _GgufFile = None,
-    device: _Device = "auto",
+    device: Device = "auto",
 ) -> None:
     """The maximum attention of each answer to every earlier token, tokens binned, as figures and as data (Fig. 10)."""
     folders = [model, *(compare or [])]
@@ -112,11 +112,12 @@ def instructions(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     token_budget: Annotated[int, typer.Option(min=1, help="Most tokens held in one batch's cache")] = 65536,
     gguf_file: _GgufFile = None,
-    device: _Device = "auto",
+    device: Device = "auto",
 ) -> None:
     """How long an instruction of the first turn is kept: every answer checked, policies side by side (Table 30)."""
     folders = [model, *(compare or [])]
     _check(folders, [dialogues, instructions], output_dir)
+    from llama2_chat.chat_format import check_takes_system
     from llama2_chat.evaluation.instruction_report import compliance_figures, compliance_markdown
     from llama2_chat.evaluation.instructions import obey, read_tasks
     from llama2_chat.evaluation.reward_evaluation import model_names
@@ -132,6 +133,8 @@ def instructions(
     policies = zip(model_names(folders), _settings(folders, gguf_file, device), strict=True)
     for number, (name, settings) in enumerate(policies, start=1):
         engine, chat_format = load_engine(settings.base_model.path, settings)
+        if place == "system":
+            check_takes_system(chat_format, f"{name}: --place system: the instruction")
         typer.echo(f"{name}: {len(tasks)} conversations", err=True)
         found[name] = obey(engine, chat_format, tasks, checker=checker, place=place, sampling=sampling)
         write_rows(output_dir / f"conversations-{number}.jsonl", (one.to_row() for one in found[name]))

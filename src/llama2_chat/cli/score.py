@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llama2_chat.cli.options import Device
 from llama2_chat.dialogue import Dialogue
 from llama2_chat.errors import MissingFileError, UserInputError
 
@@ -33,7 +34,7 @@ def score(
     safety_threshold: Annotated[
         float, typer.Option(help="Below this probability R_c is the safety score")
     ] = 0.15,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Write each input row plus `scores`, in order; a run that was killed continues."""
     if not input_file.exists():

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from llama2_chat.cli.options import Device
 from llama2_chat.errors import UserInputError
 
 
@@ -19,7 +20,7 @@ def serve(
     safety_threshold: Annotated[
         float, typer.Option(help="Below this probability R_c is the safety score")
     ] = 0.15,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Device = "auto",
     host: Annotated[str, typer.Option(help="Address to listen at")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8000,
     api_key_env: Annotated[

@@ -26,6 +26,7 @@ _MADE_FILES = (
     *("annotations.jsonl", "annotations.jsonl.partial", "to_annotate.jsonl"),
     *("temperature.json", "temperature_samples.jsonl", "temperature_samples.jsonl.partial"),
     *("best_of.json", "pool.jsonl", "pool.jsonl.partial"),
+    *("asked.jsonl", "instructions.jsonl"),
 )
 
 
@@ -74,7 +75,7 @@ def _run(kind: str, config_file: Path, overrides: list[str], output_dir: Path) -
             held.enter_context(locked(directory.path, output_dir))
             _refuse_what_is_not_ours(directory, output_dir)
             prepare_stage_data(config_file, overrides, config, settings, directory)
-            fingerprint = _prepare(directory, config_file, config, settings)
+            fingerprint = _prepare(directory, config_file, config, settings, output_dir)
         else:
             fingerprint = ""
         if not alone:
@@ -117,7 +118,9 @@ def _refuse_many_processes(kind: str) -> None:
         )
 
 
-def _prepare(directory: StageDirectory, config_file: Path, config: StrictModel, settings: RunSettings) -> str:
+def _prepare(
+    directory: StageDirectory, config_file: Path, config: StrictModel, settings: RunSettings, shown: Path
+) -> str:
     """Make the folder ready to begin or to continue; returns the fingerprint of what is to be run."""
     from llama2_chat.files import read_json, remove, write_json
     from llama2_chat.pipeline.fingerprints import fingerprint_of_files
@@ -126,7 +129,9 @@ def _prepare(directory: StageDirectory, config_file: Path, config: StrictModel, 
     fingerprint = fingerprint_of_files(config, settings)
     started = directory.started_file
     if not started.exists() or read_json(started)["fingerprint"] != fingerprint:
-        for leftover in _left_by_another(directory):
+        leftovers = _left_by_another(directory)
+        _refuse_to_remove_inputs(leftovers, config, shown)
+        for leftover in leftovers:
             remove(leftover)
         write_json(started, {"fingerprint": fingerprint})
     if not directory.done_file.exists() and config_file.resolve() != directory.config_file:
@@ -143,6 +148,21 @@ def _refuse_what_is_not_ours(directory: StageDirectory, shown: Path) -> None:
         raise OutputFolderError(
             f"{shown}: holds {found[0].name}, which no stage made; choose another --output-dir"
         )
+
+
+def _refuse_to_remove_inputs(leftovers: list[Path], config: StrictModel, shown: Path) -> None:
+    """What an earlier call made here may be what this one starts from: its model, its instructions."""
+    from llama2_chat.errors import OutputFolderError
+    from llama2_chat.pipeline.references import references
+
+    for referring in references(config):
+        for name in referring.names:
+            path = Path(name).resolve()
+            if any(path == leftover or leftover in path.parents for leftover in leftovers):
+                raise OutputFolderError(
+                    f"{shown}: {referring.field} names {path.relative_to(shown.resolve())} in it, which would be "
+                    "removed when another configuration begins here; choose another --output-dir"
+                )
 
 
 def _left_by_another(directory: StageDirectory) -> list[Path]:

@@ -25,6 +25,10 @@ def csv_reader(*columns: str) -> Callable[[Path], Iterator[tuple[int, Row]]]:
         if missing := [name for name in columns if name not in header]:
             found = ", ".join(header) or "nothing"
             raise DataFormatError(path, line, f"the header lacks {', '.join(missing)}; found {found}")
+        if twice := [name for name in columns if header.count(name) > 1]:
+            raise DataFormatError(
+                path, line, f"the header names {', '.join(twice)} twice; name each column once"
+            )
         empty = True
         for line, record in records:
             if len(record) != len(header):

@@ -51,7 +51,8 @@ def _messages(
             shown = f" (found {given!r})" if isinstance(given, str | int | float | bool) else ""
             message = item["msg"].removeprefix("Value error, ") + shown
         found.setdefault(key, []).append(message)
-    return [f"{key}: {', or: '.join(dict.fromkeys(messages))}" for key, messages in found.items()]
+    heads = {key: f"{key}: " if key else "" for key in found}  # what is wrong with a whole file has no key
+    return [heads[key] + ", or: ".join(dict.fromkeys(messages)) for key, messages in found.items()]
 
 
 def _place(location: tuple[int | str, ...], value: Any, *, missing: bool) -> list[str]:
