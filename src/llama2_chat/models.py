@@ -1,11 +1,16 @@
-"""Loading and saving models as plain Hugging Face folders; safetensors only, never remote code."""
+"""Loading and saving models as plain Hugging Face folders; safetensors only, never remote code.
+
+A folder with an adapter alone (`adapter_base.py`) is merged into its base while it is loaded, so that nobody who loads
+a model need know.
+"""
 
 from __future__ import annotations
 
 import os
 import random
+import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,13 +18,15 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
+from llama2_chat.adapter_base import base_of, name_base
 from llama2_chat.distributed import is_main_process, local_number, process_count, wait_for_everyone
 from llama2_chat.errors import MissingFileError, UserInputError
-from llama2_chat.files import atomic_path, read_json, write_text
+from llama2_chat.files import atomic_path, read_json, remove, write_text
 from llama2_chat.packed_attention import use_packed_attention
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.tokenizers import ChatTokenizer
@@ -72,9 +79,12 @@ def load_policy(path: str | Path, settings: RunSettings, *, gguf_file: str | Non
     master weights); callers that only sample may convert.
 
     Raises:
-        UserInputError: the folder holds no safetensors, or a weight is NaN or infinite.
+        UserInputError: the folder holds no safetensors, or a weight is NaN or infinite, or it holds an adapter alone
+            whose base is not there.
     """
     _check_folder(path)
+    if (base := base_of(path)) is not None:
+        return _merged_into(load_policy(base.path, settings, gguf_file=base.gguf_file), path)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         str(path),
@@ -85,7 +95,8 @@ def load_policy(path: str | Path, settings: RunSettings, *, gguf_file: str | Non
     )
     if gguf_file is not None:
         model = _without_quantization(model)
-        model.name_or_path = str(path)  # a GGUF file's own name leads nowhere
+        # A GGUF file's own name leads nowhere.
+        model.name_or_path = model.config.name_or_path = str(path)
     _refuse_non_finite(model, path, gguf_file)
     return _ready(model, settings)
 
@@ -105,6 +116,10 @@ def load_reward_model(path: str | Path, settings: RunSettings) -> PreTrainedMode
         raise UserInputError(
             f"{path}: a reward model has one output (num_labels 1), this one {config.num_labels}"
         )
+    if (base := base_of(path)) is not None:
+        trunk = load_policy(base.path, settings, gguf_file=base.gguf_file)
+        with torch.random.fork_rng(devices=[]):  # the head is drawn at random before it is read
+            return _merged_into(_ready(_under_a_head(trunk, config), settings), path)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
         str(path), dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
     )
@@ -124,11 +139,7 @@ def reward_model_from_policy(
     config.num_labels = 1
     config.architectures = None
     seed_everything(settings.seed)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-        config, attn_implementation="sdpa"
-    )
-    model.base_model.load_state_dict(policy.base_model.state_dict())
-    return _ready(model, settings)
+    return _ready(_under_a_head(policy, config), settings)
 
 
 def chat_format_of(path: str | Path) -> Literal["llama2", "tokenizer"]:
@@ -139,18 +150,37 @@ def chat_format_of(path: str | Path) -> Literal["llama2", "tokenizer"]:
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: ChatTokenizer, folder: Path, *, settings: RunSettings, card: str
+    model: PreTrainedModel,
+    tokenizer: ChatTokenizer,
+    folder: Path,
+    *,
+    settings: RunSettings,
+    card: str,
+    adapter: Path | None = None,
 ) -> None:
     """Write model, tokenizer and model card as one folder, atomically; the config names the chat format.
 
     Of several processes the first writes, and all return when it has.
+
+    Args:
+        adapter: The folder that `lora.merged` wrote. Given, it goes into `folder` in place of the model's weights,
+            with a `base.json` that names the model they were trained from (`adapter_base.py`).
     """
     model.config.chat_format = settings.chat_format
     if is_main_process():
         with atomic_path(folder) as temporary:
-            model.save_pretrained(temporary)
+            if adapter is None:
+                model.save_pretrained(temporary)
+            else:
+                shutil.copytree(adapter, temporary)
+                _save_config(model, temporary)
+                path = str(model.name_or_path)
+                base = BaseModelSource(path=path, gguf_file=settings.gguf_file_of(path))
+                name_base(base, folder, into=temporary)
             tokenizer.save(temporary)
             write_text(temporary / "README.md", card)
+        if adapter is not None:
+            remove(adapter)
     wait_for_everyone()
 
 
@@ -163,6 +193,41 @@ def use_fitting_threads(model: PreTrainedModel, device: torch.device) -> None:
     """
     if device.type == "cpu" and model.num_parameters() < _PARAMETERS_WORTH_THREADS:
         torch.set_num_threads(1)
+
+
+def _under_a_head(policy: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """The policy's trunk under a fresh scalar head."""
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+        config, attn_implementation="sdpa"
+    )
+    model.base_model.load_state_dict(policy.base_model.state_dict())
+    return model
+
+
+def _merged_into(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """The base with the folder's adapter in its weights: the very weights that training ended with.
+
+    On one kind of device to the bit, for it is the same float32 product that `lora.merged` adds.
+    """
+    from peft import PeftModel
+
+    with torch.random.fork_rng(devices=[]):  # peft draws an adapter at random before it reads one
+        adapted: Any = PeftModel.from_pretrained(base, str(folder), torch_device=str(base.device))
+    whole: PreTrainedModel = adapted.merge_and_unload()
+    whole.requires_grad_(True)
+    whole.train(False)
+    whole.config.chat_format = chat_format_of(folder)
+    whole.name_or_path = whole.config.name_or_path = str(folder)
+    _refuse_non_finite(whole, folder)
+    return whole
+
+
+def _save_config(model: PreTrainedModel, folder: Path) -> None:
+    """What `save_pretrained` writes beside the weights."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
 
 
 def _ready(model: PreTrainedModel, settings: RunSettings) -> PreTrainedModel:
