@@ -10,7 +10,7 @@ import os
 import random
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -196,26 +196,19 @@ def use_fitting_threads(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def _under_a_head(policy: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    """The policy's trunk under a fresh scalar head."""
+    """The policy's trunk, its very weights, under a fresh scalar head."""
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
         config, attn_implementation="sdpa"
     )
-    model.base_model.load_state_dict(policy.base_model.state_dict())
+    model.base_model.load_state_dict(policy.base_model.state_dict(), assign=True)
     return model
 
 
 def _merged_into(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
-    """The base with the folder's adapter in its weights: the very weights that training ended with.
+    """The base with the folder's adapter in its weights, as if that had been saved whole."""
+    from llama2_chat.lora import merged, with_saved_adapter  # not above: it seeds with this module's function
 
-    On one kind of device to the bit, for it is the same float32 product that `lora.merged` adds.
-    """
-    from peft import PeftModel
-
-    with torch.random.fork_rng(devices=[]):  # peft draws an adapter at random before it reads one
-        adapted: Any = PeftModel.from_pretrained(base, str(folder), torch_device=str(base.device))
-    whole: PreTrainedModel = adapted.merge_and_unload()
-    whole.requires_grad_(True)
-    whole.train(False)
+    whole = merged(with_saved_adapter(base, folder))
     whole.config.chat_format = chat_format_of(folder)
     whole.name_or_path = whole.config.name_or_path = str(folder)
     _refuse_non_finite(whole, folder)

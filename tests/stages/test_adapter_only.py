@@ -157,6 +157,8 @@ def test_the_folder_holds_the_adapter_and_all_but_weights(adapters: Run, whole: 
         assert (adapters.stage(name).model / file).read_bytes() == (
             whole.stage(name).model / file
         ).read_bytes()
+    told = ["`base.json`" in (run.stage(name).model / "README.md").read_text() for run in (adapters, whole)]
+    assert told == [True, False]
     assert not adapters.stage(name).adapter.exists()
     assert whole.stage(name).adapter.exists()
 
@@ -219,13 +221,13 @@ def test_a_base_that_is_not_there_is_named(copied: Run) -> None:
 
 
 def test_a_base_with_other_weights_is_refused(copied: Run) -> None:
-    """Also where they are the base's base's."""
     file = copied.stage("sft").model / "adapter_model.safetensors"
     written = bytearray(file.read_bytes())
     written[-1] ^= 1
     file.write_bytes(bytes(written))
-    with pytest.raises(UserInputError, match=r"02-second/model: .*01-sft/model has other weights now"):
-        load(copied, "second")
+    for name in ("second", "ppo"):  # ppo stands on second
+        with pytest.raises(UserInputError, match=r"02-second/model: .*01-sft/model has other weights now"):
+            load(copied, name)
     assert load(copied, "sft") is not None
 
 
