@@ -95,8 +95,7 @@ def load_policy(path: str | Path, settings: RunSettings, *, gguf_file: str | Non
     )
     if gguf_file is not None:
         model = _without_quantization(model)
-        # A GGUF file's own name leads nowhere.
-        model.name_or_path = model.config.name_or_path = str(path)
+        model.name_or_path = str(path)  # a GGUF file's own name leads nowhere
     _refuse_non_finite(model, path, gguf_file)
     return _ready(model, settings)
 
