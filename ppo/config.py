@@ -42,7 +42,7 @@ class PpoTraining(StrictModel):
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = Field(
         None,
-        description="Train adapters of policy and value model, the policy's merged at the end; default: every weight",
+        description="Train adapters of policy and value model; default: every weight",
     )
 
     @field_validator("lora")

@@ -76,6 +76,7 @@ def run_stage(config: PpoConfig, settings: RunSettings, directory: StageDirector
         directory.model,
         settings=settings,
         card=model_card("ppo", config, settings),
+        adapter=directory.adapter_alone(config.training.lora),
     )
     return {
         "prompts": len(prompts),

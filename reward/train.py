@@ -71,7 +71,12 @@ def run_stage(config: RewardConfig, settings: RunSettings, directory: StageDirec
     unpool(model)
     merged(trained_model, directory.adapter)
     save_model(
-        model, tokenizer, directory.model, settings=settings, card=model_card("reward", config, settings)
+        model,
+        tokenizer,
+        directory.model,
+        settings=settings,
+        card=model_card("reward", config, settings),
+        adapter=directory.adapter_alone(config.training.lora),
     )
     scorer = RewardModel(model, chat_format, padding_id=tokenizer.padding_id, name=directory.path.name)
     held_out = {}

@@ -15,6 +15,7 @@ from llama2_chat.errors import UserInputError
 from llama2_chat.generation.sample_file import write_samples
 from llama2_chat.generation.transformers_engine import load_engine
 from llama2_chat.jsonl import read_prompts, read_rows, write_rows
+from llama2_chat.lora import merged, with_adapter
 from llama2_chat.model_card import model_card
 from llama2_chat.models import load_policy, save_model
 from llama2_chat.reward.scoring import load_reward
@@ -51,7 +52,7 @@ def run_stage(
     selection = {**passed_over, **_select(rows, directory)}
     card = model_card("context_distillation", config, settings)
     if selection["kept"] == 0:
-        _keep_policy(config.policy, settings, directory, card)
+        _keep_policy(config, settings, directory, card)
         return {"selection": selection}
     trained = fine_tune(
         config.policy,
@@ -121,12 +122,18 @@ def _select(rows: Sequence[Row], directory: StageDirectory) -> dict[str, Any]:
     return selection_metrics(rows) | {"status": dict(sorted(status.items()))}
 
 
-def _keep_policy(path: str, settings: RunSettings, directory: StageDirectory, card: str) -> None:
+def _keep_policy(
+    config: ContextDistillationConfig, settings: RunSettings, directory: StageDirectory, card: str
+) -> None:
     """A policy that the preprompt cannot improve is a good result, not a failure: it goes on unchanged."""
+    path = config.policy
     directory.warn("no answer under the preprompt is safer than the policy's own: the model is unchanged")
     gguf_file = settings.gguf_file_of(path)
     tokenizer = load_tokenizer(path, gguf_file)
     build_chat_format(settings.chat_format, tokenizer)  # the tokenizer is saved with its template
     model = load_policy(path, settings, gguf_file=gguf_file)
-    save_model(model, tokenizer, directory.model, settings=settings, card=card)
+    adapter = directory.adapter_alone(config.training.lora)
+    if adapter is not None:  # one that changes nothing, in place of a copy of all weights
+        merged(with_adapter(model, config.training.lora, settings.seed), adapter)
+    save_model(model, tokenizer, directory.model, settings=settings, card=card, adapter=adapter)
     directory.metrics_file.touch()

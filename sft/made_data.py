@@ -71,7 +71,8 @@ def fine_tune(
         padding_id=tokenizer.padding_id,
         description=f"{directory.path.name}: fine-tuning",
     )
-    save_model(model, tokenizer, directory.model, settings=settings, card=card)
+    adapter = directory.adapter_alone(training.lora)
+    save_model(model, tokenizer, directory.model, settings=settings, card=card, adapter=adapter)
     return {
         "lengths": made.lengths.to_row(),
         "sft_lengths": lengths_of(mixed_files),

@@ -71,7 +71,14 @@ def run_stage(config: SftConfig, settings: RunSettings, directory: StageDirector
     )
     if held_out is not None:
         metrics["held_out"] |= {"lengths": lengths_of(unseen), "files": [file.to_row() for file in unseen]}
-    save_model(model, tokenizer, directory.model, settings=settings, card=model_card("sft", config, settings))
+    save_model(
+        model,
+        tokenizer,
+        directory.model,
+        settings=settings,
+        card=model_card("sft", config, settings),
+        adapter=directory.adapter_alone(config.training.lora),
+    )
     used = sum(len(part.used) for part in parts)
     rows = [part.to_row(used) | file.to_row() for part, file in zip(parts, trained, strict=True)]
     return {"mix": rows, "lengths": lengths_of(trained), **metrics}

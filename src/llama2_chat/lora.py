@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA) through peft: trained in place of the weights, merged into them at the end.
 
 Hu et al. 2021, arXiv 2106.09685. A training run wraps its model, trains what `with_adapter` returns and ends
-with `merged`, so that every model folder is a plain one.
+with `merged`. Model folders are plain ones, or (`save: adapter_only`) hold what `with_saved_adapter` reads.
 """
 
 from __future__ import annotations
@@ -60,10 +60,25 @@ def with_adapter(model: PreTrainedModel, lora: LoraConfig | None, seed: int) -> 
         modules_to_save=["score"] if scores else None,
     )
     seed_everything(seed)
-    for message in _NO_CONCERN:
-        warnings.filterwarnings("ignore", message=message)
+    _hush()
     adapted: Any = peft.get_peft_model(model, config)
     return adapted  # type: ignore[no-any-return]
+
+
+def with_saved_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """The model with the adapter that `merged` wrote; merged, its weights are to the bit what training ended with.
+
+    At least on the kind of device that it was trained on. Random numbers go on as if nothing had been loaded.
+    """
+    _hush()
+    with torch.random.fork_rng(devices=[]):  # peft draws an adapter at random before it reads one
+        adapted: Any = peft.PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
+    return adapted  # type: ignore[no-any-return]
+
+
+def _hush() -> None:
+    for message in _NO_CONCERN:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:

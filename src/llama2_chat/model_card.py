@@ -13,11 +13,14 @@ def model_card(stage: str, config: StrictModel, settings: RunSettings) -> str:
     """Markdown with the front matter of the Hugging Face hub; only names of inputs, no absolute paths."""
     front = yaml.safe_dump({"library_name": "transformers", "tags": ["llama2-chat", stage]}, sort_keys=False)
     described = yaml.safe_dump(_without_folders(config.model_dump(mode="json")), sort_keys=False)
+    lora = getattr(getattr(config, "training", None), "lora", None)
+    alone = "This folder holds a LoRA adapter; its base is the model that `base.json` names.\n\n"
     origin = "Trained from scratch" if stage == "pretrain" else f"Made from {_origin(config, settings)}"
     return (
         f"---\n{front}---\n\n# {stage}\n\n"
         f"{origin} by llama2-chat, stage kind `{stage}`, "
         f"chat format `{settings.chat_format}`, seed {settings.seed}, {settings.precision}.\n\n"
+        f"{alone if lora is not None and lora.save == 'adapter_only' else ''}"
         "The model inherits the licences of its base model and of the data named below.\n\n"
         f"## Configuration\n\n```yaml\n{described}```\n"
     )

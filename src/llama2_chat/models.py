@@ -1,9 +1,14 @@
-"""Loading and saving models as plain Hugging Face folders; safetensors only, never remote code."""
+"""Loading and saving models as plain Hugging Face folders; safetensors only, never remote code.
+
+A folder with an adapter alone (`adapter_base.py`) is merged into its base while it is loaded, so that nobody who loads
+a model need know.
+"""
 
 from __future__ import annotations
 
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +19,15 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
+from llama2_chat.adapter_base import base_of, name_base
 from llama2_chat.distributed import is_main_process, local_number, process_count, wait_for_everyone
 from llama2_chat.errors import MissingFileError, UserInputError, disk_full, out_of_memory
-from llama2_chat.files import atomic_path, read_json, write_text
+from llama2_chat.files import atomic_path, read_json, remove, write_text
 from llama2_chat.packed_attention import use_packed_attention
 from llama2_chat.settings import BaseModelSource, RunSettings
 from llama2_chat.tokenizers import ChatTokenizer
@@ -74,13 +81,15 @@ def load_policy(path: str | Path, settings: RunSettings, *, gguf_file: str | Non
 
     Raises:
         UserInputError: the folder holds no safetensors or is not whole, is a reward model's, or a weight is NaN or
-            infinite.
+            infinite, or it holds an adapter alone whose base is not there.
     """
     _check_folder(path)
     if gguf_file is None:
         sorts = _config_of(path, "policy").architectures or []
         if any(str(sort).endswith("ForSequenceClassification") for sort in sorts):
             raise UserInputError(f"{path}: a reward model, where a policy is wanted; name a policy's folder")
+    if (base := base_of(path)) is not None:
+        return _merged_into(load_policy(base.path, settings, gguf_file=base.gguf_file), path)
     model = _loaded(AutoModelForCausalLM, path, "policy", gguf_file=gguf_file)
     if gguf_file is not None:
         model = _without_quantization(model)
@@ -103,6 +112,10 @@ def load_reward_model(path: str | Path, settings: RunSettings) -> PreTrainedMode
         raise UserInputError(
             f"{path}: a reward model has one output (num_labels 1), this one {config.num_labels}"
         )
+    if (base := base_of(path)) is not None:
+        trunk = load_policy(base.path, settings, gguf_file=base.gguf_file)
+        with torch.random.fork_rng(devices=[]):  # the head is drawn at random before it is read
+            return _merged_into(_ready(_under_a_head(trunk, config), settings), path)
     model = _loaded(AutoModelForSequenceClassification, path, "reward model")
     _refuse_non_finite(model, path)
     return _ready(model, settings)
@@ -120,11 +133,7 @@ def reward_model_from_policy(
     config.num_labels = 1
     config.architectures = None
     seed_everything(settings.seed)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-        config, attn_implementation="sdpa"
-    )
-    model.base_model.load_state_dict(policy.base_model.state_dict())
-    return _ready(model, settings)
+    return _ready(_under_a_head(policy, config), settings)
 
 
 def chat_format_of(path: str | Path) -> Literal["llama2", "tokenizer"]:
@@ -135,18 +144,37 @@ def chat_format_of(path: str | Path) -> Literal["llama2", "tokenizer"]:
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: ChatTokenizer, folder: Path, *, settings: RunSettings, card: str
+    model: PreTrainedModel,
+    tokenizer: ChatTokenizer,
+    folder: Path,
+    *,
+    settings: RunSettings,
+    card: str,
+    adapter: Path | None = None,
 ) -> None:
     """Write model, tokenizer and model card as one folder, atomically; the config names the chat format.
 
     Of several processes the first writes, and all return when it has.
+
+    Args:
+        adapter: The folder that `lora.merged` wrote. Given, it goes into `folder` in place of the model's weights,
+            with a `base.json` that names the model they were trained from (`adapter_base.py`).
     """
     model.config.chat_format = settings.chat_format
     if is_main_process():
         with atomic_path(folder) as temporary:
-            model.save_pretrained(temporary)
+            if adapter is None:
+                model.save_pretrained(temporary)
+            else:
+                shutil.copytree(adapter, temporary)
+                _save_config(model, temporary)
+                path = str(model.name_or_path)
+                base = BaseModelSource(path=path, gguf_file=settings.gguf_file_of(path))
+                name_base(base, folder, into=temporary)
             tokenizer.save(temporary)
             write_text(temporary / "README.md", card)
+        if adapter is not None:
+            remove(adapter)
     wait_for_everyone()
 
 
@@ -159,6 +187,34 @@ def use_fitting_threads(model: PreTrainedModel, device: torch.device) -> None:
     """
     if device.type == "cpu" and model.num_parameters() < _PARAMETERS_WORTH_THREADS:
         torch.set_num_threads(1)
+
+
+def _under_a_head(policy: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    """The policy's trunk, its very weights, under a fresh scalar head."""
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+        config, attn_implementation="sdpa"
+    )
+    model.base_model.load_state_dict(policy.base_model.state_dict(), assign=True)
+    return model
+
+
+def _merged_into(base: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """The base with the folder's adapter in its weights, as if that had been saved whole."""
+    from llama2_chat.lora import merged, with_saved_adapter  # not above: it seeds with this module's function
+
+    whole = merged(with_saved_adapter(base, folder))
+    whole.config.chat_format = chat_format_of(folder)
+    whole.name_or_path = whole.config.name_or_path = str(folder)
+    _refuse_non_finite(whole, folder)
+    return whole
+
+
+def _save_config(model: PreTrainedModel, folder: Path) -> None:
+    """What `save_pretrained` writes beside the weights."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
 
 
 def _ready(model: PreTrainedModel, settings: RunSettings) -> PreTrainedModel:

@@ -266,6 +266,10 @@ class LoraConfig(StrictModel):
         min_length=1,
         description="Last names of the linear layers that get an adapter; default: all of a Llama's blocks",
     )
+    save: Literal["merged", "adapter_only"] = Field(
+        "merged",
+        description="What model/ holds: all weights, or the adapter and where its base is, which saves disk",
+    )
 
 
 class TrainingConfig(StrictModel):
@@ -289,7 +293,7 @@ class TrainingConfig(StrictModel):
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = Field(
         None,
-        description="Train an adapter, merged at the end; default: train every weight, as the paper does",
+        description="Train an adapter; default: train every weight, as the paper does",
     )
 
 

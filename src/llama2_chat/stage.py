@@ -18,7 +18,7 @@ from typing import Any, Literal
 from llama2_chat.distributed import is_main_process
 from llama2_chat.errors import UserInputError, did_you_mean
 from llama2_chat.files import remove
-from llama2_chat.settings import RowKind, RunSettings, StrictModel
+from llama2_chat.settings import LoraConfig, RowKind, RunSettings, StrictModel
 
 _OPTIMISER_FILES = ("optimizer*", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin")
 _PROGRESS = ("text", "best-*", *(f"checkpoint-*/{pattern}" for pattern in _OPTIMISER_FILES))
@@ -94,6 +94,10 @@ class StageDirectory:
     def adapter(self) -> Path:
         """The adapter of a stage that trained one; `model` holds it merged."""
         return self.path / "adapter"
+
+    def adapter_alone(self, lora: LoraConfig | None) -> Path | None:
+        """The adapter that goes into `model` in place of all weights; None where these do."""
+        return self.adapter if lora is not None and lora.save == "adapter_only" else None
 
     @property
     def dataset(self) -> Path:

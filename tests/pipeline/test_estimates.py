@@ -40,6 +40,8 @@ def test_an_adapter_needs_no_gradients_of_the_weights() -> None:
     need = needs(SftConfig(dialogues=["d"], training=EPOCHS | {"lora": {"rank": 4}}))
     assert need.seconds == pytest.approx(4 * 10 * 100 * 2, rel=1e-12)
     assert (need.memory, need.disk) == (4 * 10, 4 * 10)
+    alone = needs(SftConfig(dialogues=["d"], training=EPOCHS | {"lora": {"rank": 4, "save": "adapter_only"}}))
+    assert (alone.memory, alone.disk) == (4 * 10, 0)
 
 
 def test_a_step_limit_caps_the_trained_tokens() -> None:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from llama2_chat.adapter_base import base_of
 from llama2_chat.chat_format import ChatFormat, build_chat_format
 from llama2_chat.generation.engine import GenerationEngine
 from llama2_chat.generation.transformers_engine import load_engine
@@ -45,8 +46,8 @@ def open_engine(
 
 @contextmanager
 def _folder_for_vllm(path: str, settings: RunSettings, gguf_file: str | None) -> Iterator[str]:
-    """vLLM reads safetensors: a GGUF file's weights are written as such, for as long as the block runs."""
-    if gguf_file is None:
+    """vLLM reads whole models in safetensors: what is none is written as such, for as long as the block runs."""
+    if gguf_file is None and base_of(path) is None:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="llama2-chat-model-") as folder:

@@ -124,7 +124,8 @@ def estimate_stage(
     adapter = getattr(config.training, "lora", None) is not None
     trained = _WEIGHT_BYTES if adapter else _TRAINING_BYTES
     checkpoints = 0 if adapter else 2 * (_TRAINING_BYTES - _WEIGHT_BYTES)
-    disk = (_WEIGHT_BYTES + checkpoints) * parameters
+    whole = not adapter or config.training.lora.save == "merged"
+    disk = (whole * _WEIGHT_BYTES + checkpoints) * parameters
     memory: float = trained * parameters
     if config.kind == "ppo":
         memory = _ppo_models_bytes(config, adapter) * parameters

@@ -15,13 +15,16 @@ from llama2_chat.settings import RunSettings, SamplingConfig, StrictModel
 from llama2_chat.stage import STAGE_KINDS
 
 _HASHED_WHOLE = 64 * 2**20
+_NO_PART: dict[str, Any] = {"training": {"lora": {"save"}}}
+"""Of a stage's configuration: what does not change what it makes."""
 
 
 def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str, str]) -> str:
     """Hash of a configuration whose references stand for `inputs` (`model:NAME`, `data:NAME` → hash).
 
     The device and the trackers are left out: where a stage runs and who watches is no part of what it is. So is the
-    base model of a stage that makes one, and how a server that samples is started and waited for.
+    base model of a stage that makes one, how a server that samples is started and waited for, and whether a model is
+    written whole or as an adapter.
     """
     kind = STAGE_KINDS.get(getattr(config, "kind", ""))
 
@@ -31,7 +34,7 @@ def fingerprint_of(config: StrictModel, settings: RunSettings, inputs: dict[str,
     return _hash(
         {
             "format": FORMAT_VERSION,
-            "config": resolve(config, input_of).model_dump(mode="json")
+            "config": resolve(config, input_of).model_dump(mode="json", exclude=_NO_PART)
             | identities(config)
             | _sampling_identity(config),
             "settings": settings.model_dump(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama2_chat.adapter_base import whole_model
 from llama2_chat.data_import import FormatName, Kind
 from llama2_chat.files import read_json, sha256_of
 from llama2_chat.pipeline.custom_rewards import custom_reward_names
@@ -30,7 +31,7 @@ from llama2_chat.pipeline.run_directory import RunDirectory, check_belongs
 from llama2_chat.pipeline.stage_config import write_stage_config
 from llama2_chat.progress import format_duration
 from llama2_chat.reward.config import RewardConfig, number_to_draw
-from llama2_chat.settings import StrictModel
+from llama2_chat.settings import BaseModelSource, StrictModel
 from llama2_chat.stage import STAGE_KINDS, EventLog, StageDirectory
 
 _TOKENS_PER_GENERATED_ROW = 40
@@ -184,7 +185,8 @@ def _state(directory: StageDirectory, fingerprint: str, selected: bool, forced: 
 
 def _base_size(path: str, gguf_file: str | None) -> tuple[int | None, list[str]]:
     """Parameters of the base model, counted or read from its name, and how they were told."""
-    folder = Path(path)
+    source = whole_model(BaseModelSource(path=path, gguf_file=gguf_file))
+    folder, gguf_file = Path(source.path), source.gguf_file
     if folder.is_dir() and (counted := parameter_count(folder)) is not None:
         return counted, []
     name = gguf_file or folder.name

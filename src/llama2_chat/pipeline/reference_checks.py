@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from llama2_chat.errors import did_you_mean
+from llama2_chat.adapter_base import whole_model
+from llama2_chat.errors import UserInputError, did_you_mean
 from llama2_chat.evaluation.config import EvaluationConfig
 from llama2_chat.pipeline.iterations_config import IterationsConfig
 from llama2_chat.pipeline.references import Referring, references_in_mapping
+from llama2_chat.settings import BaseModelSource
 from llama2_chat.stage import STAGE_KINDS
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -138,6 +140,10 @@ def _source_problems(key: str, path: str, file: Any, folder: Path) -> list[str]:
     if local.is_dir():
         if isinstance(file, str) and not (local / file).is_file():
             return [f"{key}.gguf_file: no such file: {local / file}"]
+        try:
+            whole_model(BaseModelSource(path=str(local)))
+        except UserInputError as error:
+            return [f"{key}.path: {error}"]
         return []
     looks_like_hub = path.count("/") == 1 and not path.startswith((".", "/", "~"))
     return [] if looks_like_hub else [f"{key}.path: no such folder: {local}"]
