@@ -28,7 +28,7 @@ def in_turn(
                 [sys.executable, script, "--measure", side, *arguments], capture_output=True, text=True
             )
             if ended.returncode:
-                sys.exit(ended.stderr.strip().splitlines()[-1])
+                sys.exit("\n".join(ended.stderr.strip().splitlines()[-20:]))
             found.append(json.loads(ended.stdout.splitlines()[-1]))
     return {
         side: {key: statistics.median(run[key] for run in found) for key in found[0]}

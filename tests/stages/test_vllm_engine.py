@@ -165,6 +165,16 @@ def test_what_is_wrong_with_an_answer_is_said(start, fault: str, parts: list[str
         assert part in str(caught.value)
 
 
+def test_the_log_that_an_error_names_is_left(start) -> None:
+    engine = start("refuses")
+    log = engine._server.log
+    with pytest.raises(SamplingServerError) as caught:
+        engine.generate([[1, 9]], samples_per_prompt=3, sampling=SAMPLING, seed=0)
+    engine.close()
+    assert str(log) in str(caught.value)
+    assert [file.name for file in log.parent.iterdir()] == ["log"]
+
+
 def test_an_answer_is_waited_for_only_so_long(start) -> None:
     engine = start("hangs", timeout_seconds=0.5)
     with pytest.raises(

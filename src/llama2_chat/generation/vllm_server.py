@@ -75,10 +75,11 @@ class VllmServer:
                 start_new_session=True,  # Ctrl-C is for this process, which then ends the server
             )
         self._end = weakref.finalize(self, _end, self._process, self._folder)
+        self._keep_log = False
         try:
             self._wait_until_ready()
-        except BaseException as error:
-            self.close(keep_log=isinstance(error, SamplingServerError))
+        except BaseException:
+            self.close()
             raise
 
     def post(self, path: str, body: Any, *, most_bytes: int) -> Any:
@@ -107,10 +108,10 @@ class VllmServer:
         except (ValueError, RecursionError):
             raise self._failed(f"{path}: the answer is no JSON, found {shown}") from None
 
-    def close(self, *, keep_log: bool = False) -> None:
-        """End it; the second call does nothing."""
+    def close(self) -> None:
+        """End it; its log stays if it has failed. The second call does nothing."""
         if self._end.detach() is not None:
-            _end(self._process, self._folder, keep_log=keep_log)
+            _end(self._process, self._folder, keep_log=self._keep_log)
 
     def _exchange(self, method: str, path: str, body: bytes | None, most_bytes: int) -> tuple[int, bytes]:
         connection = _UnixConnection(self._socket, self.config.timeout_seconds)
@@ -140,6 +141,7 @@ class VllmServer:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _failed(self, problem: str) -> SamplingServerError:
+        self._keep_log = True
         lines = (
             self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
         )
