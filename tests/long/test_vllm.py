@@ -85,6 +85,14 @@ def test_log_probabilities_are_the_models_at_temperature_one(served, model) -> N
     assert largest_error(model, prompts, rows) < 1e-3
 
 
+def test_more_prompts_than_a_step_has_room_for(served) -> None:
+    """With seeds a prompt that is computed in two steps would end the server on a CPU."""
+    engine, prompts = served
+    long = [(prompt * 20)[-300:] for prompt in prompts] + [(prompt * 30)[:450] for prompt in prompts]
+    rows = engine.generate(long, samples_per_prompt=4, sampling=SamplingConfig(max_new_tokens=2), seed=3)
+    assert [len(row) for row in rows] == [4] * len(long)
+
+
 def test_samples_depend_on_seed_prompt_and_number(served) -> None:
     engine, prompts = served
     sampling = SamplingConfig(max_new_tokens=TOKENS)

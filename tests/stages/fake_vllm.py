@@ -111,6 +111,7 @@ def main() -> None:
         sys.exit(1)
     worker = subprocess.Popen([sys.executable, "-I", "-c", "import time; time.sleep(300)"])
     print(f"worker {worker.pid}", flush=True)
+    print("arguments", *sys.argv[1:], flush=True)
     if FAULT == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with Server(sys.argv[sys.argv.index("--uds") + 1], Handler) as server:

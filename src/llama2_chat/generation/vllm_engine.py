@@ -25,6 +25,7 @@ from llama2_chat.settings import SamplingConfig, VllmConfig
 
 _MOST_SEQUENCES = 256  # sampled side by side; more wait in the server
 _MOST_REQUESTS = 64
+_TOKENS_A_STEP = 2048
 _SECONDS_BETWEEN_LOOKS = 0.5
 _BYTES_A_TOKEN, _BYTES_AN_ANSWER = 600, 65_536
 
@@ -40,7 +41,7 @@ class VllmEngine:
         Args:
             path: A folder with safetensors, or a hub id.
             dtype: Of weights and arithmetic, where `config.dtype` names none.
-            eager: No compilation and no CUDA graphs: a faster start, slower steps on a GPU.
+            eager: For CPUs: no compilation and no CUDA graphs, prompts computed whole.
 
         Raises:
             UserInputError: there is no such environment, or `max_model_len` is beyond the model's context.
@@ -56,7 +57,11 @@ class VllmEngine:
             "load-format": "safetensors",
             "generation-config": "vllm",  # not the model folder's own ideas of temperature and top-p
         }
-        self._flags = ["--tokens-only", "--enable-prefix-caching", *(["--enforce-eager"] if eager else [])]
+        # Where requests have seeds, a prompt that is computed in two steps ends vLLM 0.32 on a CPU: "CPU Generator does
+        # not use offset". So prompts are computed whole there.
+        self._whole_prompts = eager
+        on_cpu = ["--enforce-eager", "--no-enable-chunked-prefill"] if eager else []
+        self._flags = ["--tokens-only", "--enable-prefix-caching", *on_cpu]
         self._server: VllmServer | None = None
         self.load(path)
 
@@ -81,6 +86,8 @@ class VllmEngine:
             )
         local = Path(path).is_dir()
         arguments = {**self._arguments, "max-model-len": self.max_model_len}
+        if self._whole_prompts:
+            arguments["max-num-batched-tokens"] = max(self.max_model_len, _TOKENS_A_STEP)
         written = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
         self._server = VllmServer(
             Path(path).resolve() if local else path,
