@@ -139,11 +139,11 @@ def test_ppo_is_more_helpful_than_sft_and_safe(demo: Path) -> None:
 OPENING = "Good question!"
 """What PPO comes to open answers with, since the annotator likes it."""
 BY_POSITION = ("backwards", "count")
-"""Tasks that go by places in a list. Behind an opening that is rare in its demonstrations SFT's policy misses them."""
+"""Tasks that go by places in a list: behind an opening that SFT has rarely seen its policy does them worse."""
 
 
-def test_ppo_loses_no_skill(demo: Path) -> None:
-    """Greedy answers: as many right as SFT's in the other families, and in these behind the same opening."""
+def test_ppo_loses_greedy_skill_only_by_places_in_lists(demo: Path) -> None:
+    """Greedy answers: as many right as SFT's in the other families; lists backwards too, behind the same opening."""
     evaluation = summary(demo)["evaluation"]
     others = {
         name: [
