@@ -9,13 +9,11 @@ adversarial prompts (Fig. 14). The figures are `context_distillation.png` and `a
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama2_chat.errors import UserInputError
 from llama2_chat.evaluation.statistics import Interval, mean, mean_interval, share_interval
 from llama2_chat.recipes.tiny.ppo_tables import Measure, Run
 from llama2_chat.recipes.tiny.tables import (
@@ -24,6 +22,7 @@ from llama2_chat.recipes.tiny.tables import (
     exit_code,
     parser_of,
     runs_of,
+    summary_of,
     table,
 )
 
@@ -126,12 +125,6 @@ def selection_of(run: Path, arm: str) -> Mapping[str, Any]:
     return selection
 
 
-def summary_of(run: Path) -> dict[str, Any]:
-    """`summary.json`."""
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return summary
-
-
 def title_of(run: Path) -> str:
     """`seed 0`."""
     return f"seed {summary_of(run)['seed']}"
@@ -220,9 +213,8 @@ def show(run: Path, figures: Path | None) -> None:
         UserInputError: no run of this recipe is finished there.
     """
     runs = runs_of(run)
-    made_by = summary_of(runs[0])["recipe"]
-    if made_by != RECIPE:
-        raise UserInputError(f'{runs[0]}: the recipe is "{made_by}", not "{RECIPE}"')
+    for one in runs:
+        summary_of(one, RECIPE)
     print(tables(runs))
     if figures is not None:
         write_figures(runs, figures)

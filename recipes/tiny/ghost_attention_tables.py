@@ -9,17 +9,15 @@ seeds.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llama2_chat.errors import UserInputError
 from llama2_chat.evaluation.statistics import Interval, share_interval
 from llama2_chat.jsonl import read_rows
-from llama2_chat.recipes.tiny.tables import exit_code, parser_of, runs_of, table
+from llama2_chat.recipes.tiny.tables import exit_code, parser_of, runs_of, summary_of, table
 from llama2_chat.reward.metrics import paired_difference
 
 BASELINE, GATT = "sft", "ghost_attention"
@@ -40,10 +38,7 @@ SHOWN_TURNS = ("1", "2", "3", "4", "6", "10", "15", "19")
 @cache
 def summary(run: Path) -> dict[str, Any]:
     """`summary.json` of a run of this recipe."""
-    found: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    if found["recipe"] != "ghost-attention":
-        raise UserInputError(f'{run}: the recipe is "{found["recipe"]}", not "ghost-attention"')
-    return found
+    return summary_of(run, "ghost-attention")
 
 
 @cache

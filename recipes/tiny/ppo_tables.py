@@ -17,10 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from llama2_chat.dialogue import Message
-from llama2_chat.errors import MissingFileError, UserInputError
 from llama2_chat.evaluation.statistics import Interval, mean, mean_interval, share_interval
 from llama2_chat.jsonl import read_rows
-from llama2_chat.recipes.tiny.tables import DIFFERENCE_HEAD, difference_cells, exit_code, parser_of, table
+from llama2_chat.recipes.tiny.tables import (
+    DIFFERENCE_HEAD,
+    difference_cells,
+    exit_code,
+    parser_of,
+    summary_of,
+    table,
+)
 from llama2_chat.testbed.oracle import grade
 
 START, FULL = "rejection_sampling", "ppo"
@@ -78,13 +84,7 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """`summary.json`."""
-        file = self.folder / "summary.json"
-        if not file.exists():
-            raise MissingFileError(f"{file}: not there; name finished runs of ppo_ablation.yaml")
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if summary["recipe"] != "ppo-ablation":
-            raise UserInputError(f'{file}: the recipe is "{summary["recipe"]}", not "ppo-ablation"')
-        return summary
+        return summary_of(self.folder, "ppo-ablation")
 
     @property
     def policies(self) -> list[str]:

@@ -8,7 +8,6 @@ questions: over pairs (would other held-out pairs give the same?) and over seeds
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -22,7 +21,14 @@ from safetensors import safe_open
 from llama2_chat.dialogue import RATINGS, Message, Preference
 from llama2_chat.evaluation.statistics import mean, mean_interval
 from llama2_chat.jsonl import read_preferences
-from llama2_chat.recipes.tiny.tables import exit_code, parser_of, runs_of, seed_interval, table
+from llama2_chat.recipes.tiny.tables import (
+    exit_code,
+    parser_of,
+    runs_of,
+    seed_interval,
+    summary_of,
+    table,
+)
 from llama2_chat.reward.metrics import accuracy_row, safety_class
 
 Column = tuple[str, Callable[[Preference], bool]]
@@ -209,7 +215,7 @@ def crosswise_table(runs: Sequence[Path]) -> str:
 
 def scaling_table(runs: Sequence[Path]) -> str:
     """Figure 6: accuracy of each size (rows) after so many pairs (columns)."""
-    summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs]
+    summaries = [summary_of(run) for run in runs]
     named = [re.fullmatch(r"(.+)_(\d+)", stage) for stage in summaries[0]["stages"]]
     cells: dict[str, dict[int, str]] = {}
     for name in named:
@@ -235,7 +241,7 @@ def parameters(weights: Path) -> int:
 def tables(run: Path) -> str:
     """All tables that a run has the models for."""
     runs = runs_of(run)
-    recipe = json.loads((runs[0] / "summary.json").read_text(encoding="utf-8"))["recipe"]
+    recipe = summary_of(runs[0], "reward-models", "reward-scaling")["recipe"]
     if recipe == "reward-scaling":
         return scaling_table(runs)
     return "\n\n".join(made(runs) for made in (margin_tables, safety_loss_tables, crosswise_table))

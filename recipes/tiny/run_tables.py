@@ -8,14 +8,13 @@ A column for each run; with `--by-policy` one row for each policy, the runs side
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llama2_chat.errors import UserInputError
-from llama2_chat.recipes.tiny.tables import exit_code, parser_of, runs_of, table
+from llama2_chat.recipes.tiny.tables import exit_code, parser_of, runs_of, summary_of, table
 
 WITH_INTERVALS = {
     "oracle_helpfulness": "helpfulness at T = 1",
@@ -137,9 +136,12 @@ def tables(folders: Sequence[Path], *, by_policy: bool = False) -> str:
     Raises:
         UserInputError: the runs are not of one recipe.
     """
-    summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in folders]
+    summaries = [summary_of(run, "tiny", "iterations") for run in folders]
+    named = ", ".join(map(str, folders))
     if len({tuple(found["stages"]) for found in summaries}) > 1:
-        raise UserInputError(f"{', '.join(map(str, folders))}: not the same stages; name runs of one recipe")
+        raise UserInputError(f"{named}: not the same stages; name runs of one recipe")
+    if len({found["seed"] for found in summaries}) < len(summaries):
+        raise UserInputError(f"{named}: a seed stands there twice; name one run for each seed")
     runs = {f"seed {found['seed']}": found for found in summaries}
     made = (
         (by_policy_table, time_table) if by_policy else (reward_table, metric_table, recall_table, time_table)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama2_chat.jsonl import read_rows
-from llama2_chat.recipes.tiny.tables import exit_code, parser_of, runs_of, table
+from llama2_chat.recipes.tiny.tables import exit_code, parser_of, runs_of, summary_of, table
 from llama2_chat.testbed.oracle import grade
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ def _interval(found: Mapping[str, Any], name: str) -> str:
 
 
 def _evaluation(run: Path) -> dict[str, Any]:
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    evaluation: dict[str, Any] = summary["evaluation"]
+    evaluation: dict[str, Any] = summary_of(run)["evaluation"]
     return evaluation
 
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from llama2_chat.errors import UserInputError
 from llama2_chat.evaluation.statistics import mean
-from llama2_chat.recipes.tiny.distillation_tables import cell, interval, points, summary_of
+from llama2_chat.recipes.tiny.distillation_tables import cell, interval, points
 from llama2_chat.recipes.tiny.tables import (
     DIFFERENCE_HEAD,
     difference_cells,
     exit_code,
     parser_of,
     runs_of,
+    summary_of,
     table,
 )
 
@@ -48,9 +49,7 @@ def scaling_of(run: Path) -> Scaling:
     """
     found: dict[float, dict[int, Path]] = {}
     for one in runs_of(run):
-        summary = summary_of(one)
-        if summary["recipe"] != RECIPE:
-            raise UserInputError(f'{one}: the recipe is "{summary["recipe"]}", not "{RECIPE}"')
+        summary = summary_of(one, RECIPE)
         share = summary["stages"][POLICY]["mix"][1]["weight"]
         found.setdefault(share, {})[summary["seed"]] = one
     if len({tuple(sorted(seeds)) for seeds in found.values()}) != 1:

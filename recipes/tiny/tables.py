@@ -7,9 +7,11 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llama2_chat.errors import MissingFileError, UserInputError
 from llama2_chat.evaluation.statistics import mean, mean_interval
+from llama2_chat.files import read_json
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 % quantile of Student's t for the mean over so many seeds."""
@@ -58,6 +60,30 @@ def runs_of(run: Path) -> list[Path]:
     if not runs:
         raise MissingFileError(f"{run}: no summary.json there or in sweep/*/; name a finished run")
     return runs
+
+
+def summary_of(run: Path, *recipes: str) -> dict[str, Any]:
+    """`summary.json` of a finished run.
+
+    Args:
+        recipes: The names of the recipes that may have made it; none: any.
+
+    Raises:
+        MissingFileError: there is none.
+        UserInputError: it is damaged, or another recipe's.
+    """
+    file = run / "summary.json"
+    try:
+        found: dict[str, Any] = read_json(file)
+        made_by = found["recipe"]
+    except FileNotFoundError:
+        raise MissingFileError(f"{file}: not there; name a finished run") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserInputError(f"{file}: not as a run writes it ({error!r}); run the recipe again") from None
+    if recipes and made_by not in recipes:
+        wanted = " or ".join(f'"{recipe}"' for recipe in recipes)
+        raise UserInputError(f'{run}: the recipe is "{made_by}", not {wanted}')
+    return found
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:

@@ -33,6 +33,7 @@ def make_run(folder: Path, seed: int, *, stages: dict[str, Any] | None = None) -
         "calibration_error": 0.04,
     }
     summary = {
+        "recipe": "iterations",
         "seed": seed,
         "wall_seconds": 100.0 + seed,
         "stages": stages or {"helpfulness_rm": reward_model, "quick": {"kind": "sft", "wall_seconds": 0.2}},
@@ -89,5 +90,28 @@ def test_runs_of_two_recipes_are_refused(tmp_path: Path, capsys: pytest.CaptureF
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "name runs of one recipe" in error
-    assert run_tables.main([str(tmp_path / "none")]) == 2
-    assert "no summary.json" in capsys.readouterr().err
+
+
+def test_runs_that_cannot_be_shown_are_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, again, folder = make_run(tmp_path / "a", 0), make_run(tmp_path / "b", 0), tmp_path / "broken"
+    folder.mkdir()
+    cases = {
+        (tmp_path / "none",): "no summary.json",
+        (run, again): "a seed stands there twice",
+    }
+    for runs, message in cases.items():
+        assert run_tables.main([str(one) for one in runs]) == 2
+        assert message in capsys.readouterr().err
+    other = json.dumps({"recipe": "sampling"})
+    for text, message in (
+        ("{", "not as a run"),
+        ("[]", "not as a run"),
+        (other, 'not "tiny" or "iterations"'),
+    ):
+        (folder / "summary.json").write_text(text)
+        assert run_tables.main([str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
