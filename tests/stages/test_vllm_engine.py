@@ -21,7 +21,7 @@ from transformers import LlamaConfig
 
 from llama2_chat import interruption
 from llama2_chat.errors import MissingFileError, SamplingServerError, UserInputError
-from llama2_chat.generation import vllm_server
+from llama2_chat.generation import vllm_engine, vllm_server
 from llama2_chat.generation.engine import Response
 from llama2_chat.generation.vllm_engine import VllmEngine, seed_for_prompt
 from llama2_chat.rejection_sampling import build
@@ -117,10 +117,13 @@ def test_many_samples_are_asked_for_in_parts_and_stay_what_they_were(start, requ
     assert sorted(request["sampling_params"]["n"] for request in asked(requests_file)) == [3, 88, 256, 256]
 
 
-def test_prompts_are_computed_whole_on_a_cpu(start) -> None:
+@pytest.mark.parametrize(("step", "room"), [(2048, 2048), (10, 40)])
+def test_prompts_are_computed_whole_on_a_cpu(start, monkeypatch, step: int, room: int) -> None:
+    """None is split, and a step has room for one that fills the context of 40 tokens."""
+    monkeypatch.setattr(vllm_engine, "_TOKENS_A_STEP", step)
     told = start()._server.log.read_text(encoding="utf-8")
     assert "--no-enable-chunked-prefill" in told
-    assert "--max-num-batched-tokens 2048" in told
+    assert f"--max-num-batched-tokens {room}" in told
 
 
 def test_greedy_samples_are_asked_for_once(start, requests_file: Path) -> None:
